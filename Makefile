@@ -1,0 +1,159 @@
+# Every command of the compendium. `make` alone prints the list, which is made from the lines that begin with `##`.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help env reproduce figures test lint lab pretrain sweep bench status trace clean clean-env FORCE
+
+# Variables are taken from the command line only, never from the environment: what a command does shows in the command.
+# Nor does this make's command line reach a make that a test starts.
+unexport MAKEFLAGS MFLAGS MAKELEVEL
+
+## the scale of the run: smoke, nano, study
+PROFILE = nano
+## one experiment, by the name of its notebook, such as 01_variance; empty: all
+ONLY =
+## where real pairs come from: scenes, photos
+WORLD = scenes
+## the folder of your photos and captions, for WORLD=photos
+DATA =
+## changes to settings of the profile, such as SET="seeds=3 generations=4"
+SET =
+## the store: everything that was made, kept by what it was made from
+RUNS = runs
+## tables and executed notebooks
+RESULTS = data/results/$(PROFILE)
+## figures
+FIGURES = figures/$(PROFILE)
+## for make trace: a row of the result table
+ROW =
+## for make trace: a figure file
+FIGURE =
+## for make test: arguments for pytest, such as ARGS="-k store"
+ARGS =
+## a further package index for make env, such as one with CPU builds of torch
+INDEX =
+## the Python, 3.11 to 3.13, that make env builds with
+PYTHON = python3
+## no: use PYTHON with the packages it has (conda, a GPU machine) and build no .venv
+VENV = yes
+
+ifeq ($(filter yes no,$(VENV)),)
+$(error VENV is yes or no, not '$(VENV)')
+endif
+ifeq ($(VENV),yes)
+PY = .venv/bin/python
+ENV = .venv/mmcollapse.installed
+else
+PY = PYTHONPATH="$(CURDIR)/src$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON)
+ENV =
+endif
+
+# Empty variables are left out, so that the program's own default holds.
+option = $(if $($(1)),--$(2) '$($(1))')
+OPTIONS = --profile '$(PROFILE)' $(call option,ONLY,only) --world '$(WORLD)' $(call option,DATA,data) --runs '$(RUNS)' \
+	--results '$(RESULTS)' --figures '$(FIGURES)' $(foreach pair,$(SET),--set '$(pair)')
+
+help:
+	@awk '/^## / { text = substr($$0, 4); next } \
+	  text && /^[A-Z]+ =/ { name = $$1; sub(/^[A-Z]+ = ?/, ""); variables = variables sprintf("  %-32s %s\n", name "=" $$0, text) } \
+	  text && /^[a-z-]+:/ { sub(/:.*/, ""); targets = targets sprintf("  %-12s %s\n", $$0, text) } \
+	  { text = "" } \
+	  END { printf "make TARGET [VARIABLE=value ...]\n\ntargets\n%s\nvariables, with their defaults\n%s", targets, variables }' \
+	  $(firstword $(MAKEFILE_LIST))
+
+## build .venv from requirements.lock; the other targets do it themselves when it is missing
+env: $(ENV)
+	@echo "make env: ready, $$($(PY) -V)"
+
+## run the experiments of PROFILE, then draw their figures
+reproduce: $(ENV)
+	$(PY) -m mmcollapse run $(OPTIONS)
+
+## draw the figures again, from the tables in RESULTS alone
+figures: $(ENV)
+	$(PY) -m mmcollapse figures $(OPTIONS)
+
+## what is done and what is missing
+status: $(ENV)
+	@$(PY) -m mmcollapse status $(OPTIONS)
+
+## from a number or figure to its run: ROW=... or FIGURE=...
+trace: $(ENV)
+	@$(PY) -m mmcollapse trace $(OPTIONS) $(call option,ROW,row) $(call option,FIGURE,figure)
+
+## open the notebooks in JupyterLab
+lab: $(ENV)
+	$(PY) -m jupyterlab notebooks
+
+## train the base models anew from the world (on a GPU)
+pretrain: $(ENV)
+	$(PY) -m mmcollapse pretrain $(OPTIONS)
+
+## choose the recipe's learning rate and steps, on pilot seeds of the real arm (on a GPU)
+sweep: $(ENV)
+	$(PY) -m mmcollapse sweep $(OPTIONS)
+
+## pictures a second for making, training and captioning on this machine
+bench: $(ENV)
+	@$(PY) -m mmcollapse bench $(OPTIONS)
+
+## run the tests
+test: $(ENV)
+	$(PY) -m pytest $(ARGS)
+
+## check style and that no notebook holds outputs; changes nothing
+lint: $(ENV)
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m nbstripout --verify notebooks/*.ipynb
+
+# git removes only what it does not track; a folder outside the checkout is the user's to remove.
+## remove RUNS, caches, and untracked files in RESULTS and FIGURES; never a tracked file
+clean:
+	@git ls-files --error-unmatch Makefile >/dev/null 2>&1 || \
+	  { echo "make clean: only in a git checkout, which knows the tracked files; remove $(RUNS) yourself" >&2; exit 1; }
+	@for folder in '$(RUNS)' '$(RESULTS)' '$(FIGURES)'; do \
+	  if [ ! -d "$$folder" ]; then continue; fi; \
+	  case "$$(cd "$$folder" && pwd -P)/" in \
+	    "$$(pwd -P)/"?*) git clean -fdxq -- "$$folder";; \
+	    *) echo "make clean: $$folder is not a folder inside the checkout; left as it is";; \
+	  esac; \
+	done
+	@git clean -fdXq -- .pytest_cache .ruff_cache src tests notebooks
+
+## remove .venv
+clean-env:
+	rm -rf .venv
+
+# The environment. `.venv/requirements.lock` is a copy of the lock, written when everything in it is installed: if it is
+# missing or differs from the lock, the environment is built from scratch, so neither an interrupted build nor an outdated
+# one is taken for finished. FORCE compares on every call, by content and not by date.
+PIP = .venv/bin/python -m pip install --disable-pip-version-check --no-input
+SUPPORTED = "Python 3.11."* | "Python 3.12."* | "Python 3.13."*
+
+.venv/requirements.lock: FORCE
+	@if [ "$$(cat requirements.lock)" = "$$(cat $@ 2>/dev/null)" ] && [ -x .venv/bin/python ]; then exit 0; fi; \
+	fail() { echo "make env: $$1" >&2; exit 1; }; \
+	for python in '$(PYTHON)' $(if $(filter python3,$(PYTHON)),python3.13 python3.12 python3.11) ''; do \
+	  version=$$("$$python" -V 2>&1); case "$$version" in $(SUPPORTED)) break;; esac; \
+	done; \
+	[ "$$python" ] || fail "$(PYTHON) is not Python 3.11, 3.12 or 3.13; install one of these and name it: make PYTHON=python3.12"; \
+	minor=$${version#Python }; minor=$${minor%.*}; \
+	"$$python" -c 'import venv, ensurepip' 2>/dev/null || \
+	  fail "$$python has no venv module; install it (Debian, Ubuntu: apt install python$$minor-venv), then try again"; \
+	echo "make env: building .venv with $$version from requirements.lock; this takes some minutes, see .venv/pip.log"; \
+	rm -rf .venv && mkdir .venv && "$$python" -m venv .venv >.venv/pip.log 2>&1 || \
+	  fail "$$python could not make .venv ($$(tail -n 1 .venv/pip.log)); mend that or name another Python: make PYTHON=..."; \
+	$(PIP) $(if $(INDEX),--extra-index-url '$(INDEX)') -r requirements.lock >>.venv/pip.log 2>&1 || { \
+	  if grep -qiE 'no space left|disk quota' .venv/pip.log; \
+	  then fail "the disk is full; make room (3 GB, more with CUDA), then try again"; \
+	  elif grep -q 'connection broken by' .venv/pip.log; \
+	  then fail "no package index could be reached; connect to the network or name an index (make INDEX=URL), then try again"; \
+	  else fail "$$(grep ERROR .venv/pip.log | tail -n 1); see .venv/pip.log, or name a further index (make INDEX=URL)"; fi; }; \
+	cp requirements.lock $@
+
+# The package itself, in place and without network; again when its metadata change.
+.venv/mmcollapse.installed: .venv/requirements.lock pyproject.toml
+	@$(PIP) --no-deps --no-build-isolation -e . >>.venv/pip.log 2>&1 || \
+	  { echo "make env: mmcollapse could not be installed ($$(tail -n 1 .venv/pip.log)); see .venv/pip.log" >&2; exit 1; }
+	@touch $@

@@ -1,0 +1,64 @@
+"""Models behind two small interfaces, generator (text to image) and captioner (image to text).
+
+Both offer: `make` (pictures from captions / captions from pictures), `encode` (real or synthetic pairs to training
+tensors, once a set), `draw` and `loss` (what `train.train` needs), `trainable` (name -> parameter), `prepare` (full
+fine-tuning or LoRA), and `digest` (of the weights that were loaded). Stable Diffusion and BLIP-2 differ only in here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+from mmcollapse.errors import MMCollapseError
+
+
+def load(folder: str | Path, device: str = "cpu", dtype: str = "float32"):
+    """The generator or captioner in a `save_pretrained` folder, told apart by what lies in it.
+
+    dtype: of the computing ("float32" or "bfloat16"); weights are always held in float32.
+    """
+    folder = Path(folder)
+    if (folder / "model_index.json").is_file():
+        from mmcollapse.models.generator import StableDiffusion
+
+        return StableDiffusion(folder, device, dtype)
+    if (folder / "config.json").is_file():
+        kind = json.loads((folder / "config.json").read_text()).get("model_type")
+        if kind == "blip-2":
+            from mmcollapse.models.captioner import Blip2
+
+            return Blip2(folder, device, dtype)
+        raise MMCollapseError(f"{folder}: a model of type {kind!r}; captioners known are 'blip-2'")
+    raise MMCollapseError(
+        f"no model in {folder}: expected model_index.json (a diffusers pipeline) or config.json (a transformers model)"
+    )
+
+
+def folder_digest(folder: str | Path) -> str:
+    """Content digest of a model folder: sha256 over its files' names and bytes, symbolic links followed."""
+    folder, total = Path(folder), hashlib.sha256()
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "README.md")
+    # pathlib does not descend into linked folders before Python 3.13: shared components are linked folders
+    for link in sorted(p for p in folder.iterdir() if p.is_symlink() and p.is_dir()):
+        files += sorted(p for p in link.resolve().rglob("*") if p.is_file() and p.name != "README.md")
+    for path in files:
+        total.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        total.update(path.read_bytes())
+    return total.hexdigest()
+
+
+def add_lora(module: torch.nn.Module, targets: list[str], rank: int):
+    """Freeze `module` and inject LoRA layers (peft) of `rank` into its sub-modules named in `targets`."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    module.requires_grad_(False)
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights=True), module)
+
+
+def trainable(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Name -> parameter of everything that training may move."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}

@@ -1,0 +1,578 @@
+"""Builds the base models, the judges and the oracle from a world: `make pretrain`.
+
+Stages, in order: tokenizer, vae, oracle, judge, judge-2, generator, captioner. Each writes a folder in the
+`save_pretrained` layout of its library (half precision, safetensors) and a line to log.jsonl every 100 steps; a stage
+whose folder exists is skipped, one that was cut off continues from its checkpoint. Components are stored once: the
+pipeline folders point to them by relative symbolic links.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mmcollapse.models.generator import P_DROP, denoising_loss, noise_draws
+from mmcollapse.train import Recipe, train
+
+LATENTS, FACTOR = 16, 8  # latent channels; 64 pixels become 8x8
+WIDTH = 128  # of text encoder, captioner and judge
+
+
+@dataclass(frozen=True)
+class Scale:
+    """pictures: how many of a split are used at most (all of them in a finite world); tokens: longest caption;
+    vocabulary: tokens of the BPE at most; the recipes of the stages; mirror: also train on mirrored pictures, where
+    the world is small and its captions do not say left and right."""
+
+    pictures: int
+    tokens: int
+    vocabulary: int
+    vae: Recipe
+    oracle: Recipe
+    judge: Recipe
+    generator: Recipe
+    captioner: Recipe
+    mirror: bool = False
+
+
+def _recipe(steps: int, batch: int, lr: float, warmup: int = 500) -> Recipe:
+    return Recipe(steps, batch, lr, warmup, "cosine", dtype="bfloat16", betas=(0.9, 0.99))
+
+
+SCALES = {
+    "scenes": Scale(
+        pictures=100_000,
+        tokens=24,
+        vocabulary=1000,
+        vae=_recipe(3_500, 128, 1e-3),
+        oracle=_recipe(9_000, 512, 1e-3),
+        judge=_recipe(4_000, 768, 1e-3),
+        generator=_recipe(9_000, 256, 1e-3),
+        captioner=_recipe(15_000, 512, 1e-3),
+    ),
+    # 1,000 photos cannot make a good model; they prove the path.
+    "photos": Scale(
+        pictures=100_000,
+        tokens=32,
+        vocabulary=2000,
+        vae=_recipe(4_000, 64, 1e-3),
+        oracle=_recipe(0, 0, 0),
+        judge=_recipe(1_500, 128, 5e-4),
+        generator=_recipe(4_000, 128, 5e-4),
+        captioner=_recipe(1_500, 128, 5e-4),
+        mirror=True,
+    ),
+}
+
+
+def tiny(scale: Scale) -> Scale:
+    """The same stages in seconds, for tests: a few steps on a few pictures."""
+
+    def short(recipe: Recipe) -> Recipe:
+        return replace(recipe, steps=min(recipe.steps, 6), batch=8, warmup=2, dtype="float32")
+
+    names = ("vae", "oracle", "judge", "generator", "captioner")
+    return replace(scale, pictures=64, **{name: short(getattr(scale, name)) for name in names})
+
+
+def pretrain(world, out: Path, scale: Scale, device: str, stages: list[str] | None = None, seed: int = 0):
+    """Run the stages that are missing under `out`. seed: of initialisation, data order and noise."""
+    done = {
+        "tokenizer": _tokenizer,
+        "vae": _vae,
+        "oracle": _oracle,
+        "judge": _judge,
+        "judge-2": _judge,
+        "generator": _generator,
+        "captioner": _captioner,
+    }
+    if not getattr(world, "truth", False):
+        del done["oracle"]  # nothing is known that it could read
+    for name in stages or done:
+        if (out / name).is_dir():
+            print(f"{name}: there already, {out / name}", flush=True)
+            continue
+        start = time.monotonic()
+        torch.manual_seed(seed + (1 if name == "judge-2" else 0))
+        folder = out / f".{name}.part"
+        folder.mkdir(parents=True, exist_ok=True)
+        run = Run(world, out, folder, name, scale, device, seed)
+        done[name](run)
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        if _rank():
+            continue
+        folder.rename(out / name)
+        print(f"{name}: made in {time.monotonic() - start:.0f} s", flush=True)
+
+
+def _rank() -> int:
+    """Number of this process where several GPUs train one model (`torch.distributed`); only 0 writes files."""
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+@dataclass
+class Run:
+    """What a stage needs to know, and the helpers that all of them use."""
+
+    world: object
+    out: Path
+    folder: Path
+    name: str
+    scale: Scale
+    device: str
+    seed: int
+
+    def data(self, split: str) -> tuple[torch.Tensor, torch.Tensor, list, np.ndarray | None]:
+        """(images (n, 64, 64, 3) uint8 on the device, caption ids (n, 5, tokens) on the device, scenes, nuisance)."""
+        images, captions, scenes, nuisance = corpus(self.world, split, self.scale.pictures, self.out / ".cache")
+        path = self.out / ".cache" / f"{split}-{len(images)}" / "ids.npy"
+        if not path.is_file():
+            np.save(path, self.ids([c for five in captions for c in five]).numpy())
+        ids = torch.from_numpy(np.load(path)).view(len(captions), -1, self.scale.tokens)
+        images = torch.from_numpy(images).to(self.device)
+        if self.scale.mirror:
+            images, ids = torch.cat([images, images.flip(2)]), torch.cat([ids, ids])
+        return images, ids.to(self.device), scenes, nuisance
+
+    def tokenizer(self):
+        from transformers import CLIPTokenizer
+
+        return CLIPTokenizer.from_pretrained(self.out / "tokenizer", local_files_only=True)
+
+    def ids(self, captions: list[str]) -> torch.Tensor:
+        tokenizer = self.tokenizer()
+        settings = {"padding": "max_length", "truncation": True, "max_length": self.scale.tokens}
+        unique = {c: i for i, c in enumerate(dict.fromkeys(captions))}
+        rows = torch.tensor(tokenizer(list(unique), **settings).input_ids)
+        return rows[[unique[c] for c in captions]]
+
+    def train(self, loss, parameters, data, draw, recipe: Recipe, average=None):
+        start = time.monotonic()
+
+        def log(step: int, value: float):
+            if _rank():
+                return
+            line = {"stage": self.name, "step": step, "loss": value, "seconds": round(time.monotonic() - start, 1)}
+            with open(self.out / "log.jsonl", "a") as file:
+                file.write(json.dumps(line) + "\n")
+            if step % 1000 == 0 or step == recipe.steps:
+                left = line["seconds"] / step * (recipe.steps - step)
+                print(f"{self.name}: step {step}/{recipe.steps} loss {value:.4f}, {left:.0f} s to go", flush=True)
+
+        train(
+            *(loss, parameters, data, draw, recipe, ("pretrain", self.name, self.seed)),
+            average=average,
+            gpu_noise=True,
+            on_step=log,
+            every=100,
+            checkpoint=None if _rank() else self.folder / "checkpoint.pt",
+        )
+
+    def link(self, name: str, target: str):
+        if _rank():
+            return
+        (self.folder / name).unlink(missing_ok=True)
+        (self.folder / name).symlink_to(target)
+
+    def link_tokenizer(self):
+        """Replace the tokenizer files that a processor saved by links to the shared ones."""
+        for path in (self.out / "tokenizer").iterdir():
+            self.link(path.name, f"../tokenizer/{path.name}")
+
+
+def corpus(world, split: str, n: int, cache: Path):
+    """(images (n, 64, 64, 3) uint8, captions, scenes or None, nuisance or None) of a split, drawn by all cores and kept
+    on disk for the other stages."""
+    n = min(n, world.size(split) or n)
+    path = cache / f"{split}-{n}"
+    if not (path / "done").is_file():
+        path.mkdir(parents=True, exist_ok=True)
+        chunks = np.array_split(np.arange(n), max(1, n // 2000))
+        workers = min(os.cpu_count() or 1, 24, len(chunks))
+        if workers > 1 and n > 10_000:
+            with ProcessPoolExecutor(workers) as pool:
+                parts = list(pool.map(_draw, [world] * len(chunks), [split] * len(chunks), chunks))
+        else:
+            parts = [_draw(world, split, chunk) for chunk in chunks]
+        np.save(path / "images.npy", np.concatenate([p[0] for p in parts]))
+        rest = [sum((p[k] for p in parts), []) if parts[0][k] is not None else None for k in (1, 2)]
+        nuisance = np.concatenate([p[3] for p in parts]) if parts[0][3] is not None else None
+        (path / "rest.pickle").write_bytes(pickle.dumps((*rest, nuisance)))
+        (path / "done").touch()
+    captions, scenes, nuisance = pickle.loads((path / "rest.pickle").read_bytes())
+    return np.load(path / "images.npy"), captions, scenes, nuisance
+
+
+def _draw(world, split: str, indices: np.ndarray):
+    batch = world.sample(split, indices)
+    captions = [(five * 5)[:5] for five in batch.captions]  # fewer than five references are repeated
+    nuisance = world.nuisance(split, indices) if batch.scenes is not None else None
+    return batch.images, captions, batch.scenes, nuisance
+
+
+def half(module: torch.nn.Module, folder: Path):
+    """Save `module` (a library model) in half precision."""
+    import copy
+
+    if _rank():
+        return
+    copy.deepcopy(module).to("cpu", torch.float16).save_pretrained(folder, safe_serialization=True)
+
+
+def _tokenizer(run: Run):
+    """A CLIP tokenizer (byte-pair encoding) trained on the world's captions until every common word is one token. It
+    also serves captioner and judge; <image> is the place holder of BLIP-2's queries."""
+    from tokenizers import AddedToken, Tokenizer, models, trainers
+    from transformers import CLIPTokenizer
+
+    _, captions, _, _ = corpus(run.world, "base", min(run.scale.pictures, 20_000), run.out / ".cache")
+    special = ["<|startoftext|>", "<|endoftext|>"]
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
+    fresh = CLIPTokenizer()
+    bpe.normalizer, bpe.pre_tokenizer = fresh.backend_tokenizer.normalizer, fresh.backend_tokenizer.pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=run.scale.vocabulary, special_tokens=special, end_of_word_suffix="</w>", show_progress=False
+    )
+    bpe.train_from_iterator((c for five in captions for c in five), trainer)
+    model = json.loads(bpe.to_str())["model"]
+    tokenizer = CLIPTokenizer(
+        vocab=model["vocab"],
+        merges=[tuple(m) for m in model["merges"]],
+        model_max_length=run.scale.tokens,
+    )
+    tokenizer.add_tokens([AddedToken("<image>", normalized=False, special=True)], special_tokens=True)
+    tokenizer.save_pretrained(run.folder)
+
+
+def _vae(run: Run):
+    """KL autoencoder, 64x64x3 to 8x8x16: L1 and squared error of the pixels, a light KL term, and the L1 of horizontal
+    and vertical differences, which keeps the edges of small shapes."""
+    from diffusers import AutoencoderKL
+
+    images = torch.from_numpy(corpus(run.world, "base", run.scale.pictures, run.out / ".cache")[0]).to(run.device)
+    widths = (32, 48, 64, 64)
+    vae = AutoencoderKL(
+        *(3, 3),
+        latent_channels=LATENTS,
+        block_out_channels=widths,
+        layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        sample_size=run.world.image_size,
+    ).to(run.device, memory_format=torch.channels_last)
+
+    def loss(batch):
+        x = batch["images"].permute(0, 3, 1, 2).float() / 127.5 - 1
+        moments = vae.quant_conv(vae.encoder(x)).float()
+        mean, logvar = moments.chunk(2, 1)
+        logvar = logvar.clamp(-20, 10)
+        y = vae.decoder(vae.post_quant_conv(mean + torch.exp(0.5 * logvar) * batch["noise"])).float()
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+        edges = sum((y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
+        return (y - x).abs().mean() + ((y - x) ** 2).mean() + 0.5 * edges + 2e-4 * kl
+
+    def draw(n, g):
+        size = run.world.image_size // FACTOR
+        return {"noise": torch.randn((n, LATENTS, size, size), generator=g, device=g.device)}
+
+    parameters = list(vae.parameters())
+    average = [p.detach().clone() for p in parameters]
+    run.train(loss, parameters, {"images": images}, draw, run.scale.vae, average)
+    _put(parameters, average)
+    latents = _encode(vae, images[:4096])
+    vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 4))
+    half(vae, run.folder)
+
+
+@torch.no_grad()
+def _put(parameters, values):
+    for p, value in zip(parameters, values, strict=True):
+        p.copy_(value)
+
+
+@torch.no_grad()
+def _encode(vae, images: torch.Tensor) -> torch.Tensor:
+    """Posterior means (n, c, h, w) of pictures (n, size, size, 3) uint8, not scaled."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
+        parts = [vae.encode(x.permute(0, 3, 1, 2).float() / 127.5 - 1).latent_dist.mean for x in images.split(1024)]
+    return torch.cat(parts).float()
+
+
+def _generator(run: Run):
+    """Text encoder and U-Net, trained together on the VAE's latents; saved as a Stable Diffusion pipeline."""
+    from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    vae = AutoencoderKL.from_pretrained(run.out / "vae", torch_dtype=torch.float32, local_files_only=True)
+    vae.to(run.device, memory_format=torch.channels_last)
+    images, ids, _, _ = run.data("base")
+    latents = _encode(vae, images) * vae.config.scaling_factor
+    del images
+    tokenizer = run.tokenizer()
+    text_encoder = CLIPTextModel(_clip_text_config(run, tokenizer, layers=4)).to(run.device)
+    unet = UNet2DConditionModel(
+        sample_size=run.world.image_size // FACTOR,
+        in_channels=LATENTS,
+        out_channels=LATENTS,
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        norm_num_groups=16,
+        # Two levels: a one-level U-Net of as many parameters learned every attribute but not which thing stands where
+        block_out_channels=(64, 96),
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        attention_head_dim=4,  # the number of heads, whatever its name says
+    ).to(run.device, memory_format=torch.channels_last)
+    # linear betas reach nearly pure noise, so that the colour of the background does not leak through to the last step
+    scheduler = DDIMScheduler(
+        beta_schedule="linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading"
+    )
+    noising = DDPMScheduler.from_config(scheduler.config)
+    noising.alphas_cumprod = noising.alphas_cumprod.to(run.device)
+    null = run.ids([""]).to(run.device)
+
+    def loss(batch):
+        one = batch["ids"].gather(1, batch["which"][:, None, None].expand(-1, 1, batch["ids"].shape[2]))[:, 0]
+        text = text_encoder(input_ids=torch.where((batch["drop"] < P_DROP)[:, None], null, one))[0]
+        return denoising_loss(unet, noising, batch["latents"], text, batch)
+
+    def draw(n, g):
+        which = {"which": torch.randint(5, (n,), generator=g, device=g.device)}
+        return noise_draws(n, g, tuple(latents.shape[1:]), 1000) | which
+
+    parameters = [*unet.parameters(), *text_encoder.parameters()]
+    average = [p.detach().clone() for p in parameters]
+    run.train(loss, parameters, {"latents": latents, "ids": ids}, draw, run.scale.generator, average)
+    _put(parameters, average)
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    half(text_encoder, run.out / f"text_encoder")
+    half(unet, run.folder / "unet")
+    scheduler.save_pretrained(run.folder / "scheduler")
+    index = {k: v for k, v in pipe.config.items() if not k.startswith("_name")}
+    (run.folder / "model_index.json").write_text(
+        json.dumps({"_class_name": "StableDiffusionPipeline"} | index, indent=2, sort_keys=True) + "\n"
+    )
+    for name in ("vae", "text_encoder", "tokenizer"):
+        run.link(name, f"../{name}")
+
+
+def _clip_text_config(run: Run, tokenizer, layers: int):
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=run.scale.tokens,
+        projection_dim=WIDTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _image_settings(size: int) -> dict:
+    half_ = [0.5, 0.5, 0.5]
+    return {"image_mean": half_, "image_std": half_, "size": {"height": size, "width": size}}
+
+
+def _captioner(run: Run):
+    """BLIP-2: vision tower, Q-Former and an OPT decoder, trained together from nothing on one random reference each."""
+    from transformers import (
+        Blip2Config,
+        Blip2ForConditionalGeneration,
+        Blip2Processor,
+        Blip2QFormerConfig,
+        Blip2VisionConfig,
+        BlipImageProcessor,
+        OPTConfig,
+    )
+
+    from mmcollapse.models.captioner import Blip2
+
+    tokenizer = run.tokenizer()
+    size = run.world.image_size
+    words = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = Blip2Config(
+        vision_config=Blip2VisionConfig(
+            hidden_size=112, intermediate_size=448, num_hidden_layers=4, num_attention_heads=4, image_size=size, patch_size=8
+        ).to_dict(),
+        qformer_config=Blip2QFormerConfig(
+            hidden_size=112,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=224,
+            encoder_hidden_size=112,
+            cross_attention_frequency=1,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            vocab_size=len(tokenizer),
+            max_position_embeddings=16,
+        ).to_dict(),
+        text_config=OPTConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=112,
+            ffn_dim=448,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            word_embed_proj_dim=112,
+            max_position_embeddings=16 + run.scale.tokens + 8,
+            dropout=0.0,
+            **words,
+        ).to_dict(),
+        num_query_tokens=16,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    model = Blip2ForConditionalGeneration(config).to(run.device)
+    torch.nn.init.normal_(model.query_tokens, std=0.02)
+    model.generation_config.update(**words)
+    model.language_model.generation_config.update(**words)
+    images, ids, _, _ = run.data("base")
+    ends = (ids == tokenizer.eos_token_id).int().cumsum(-1)  # padding is the end token too: all but the first end
+    labels = torch.where((ends > 1) | (ids == tokenizer.bos_token_id), -100, ids)
+    settings = _image_settings(size)
+    mean, std = settings["image_mean"][0], settings["image_std"][0]
+
+    # the adapter's own loss, on a model that is not on disk yet
+    adapter = Blip2.__new__(Blip2)
+    adapter.model, adapter.mean, adapter.std = model, mean, std
+
+    def loss(batch):
+        which = batch["which"][:, None, None].expand(-1, 1, ids.shape[2])
+        chosen = {name: batch[name].gather(1, which)[:, 0] for name in ("ids", "labels")}
+        return adapter.loss({"images": batch["images"]} | chosen)
+
+    def draw(n, g):
+        return {"which": torch.randint(5, (n,), generator=g, device=g.device)}
+
+    model.train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    average = [p.detach().clone() for p in parameters]
+    run.train(loss, parameters, {"images": images, "ids": ids, "labels": labels}, draw, run.scale.captioner, average)
+    _put(parameters, average)
+    half(model.eval(), run.folder)
+    Blip2Processor(BlipImageProcessor(**settings), tokenizer, num_query_tokens=16).save_pretrained(run.folder)
+    run.link_tokenizer()
+
+
+def _judge(run: Run):
+    """CLIP, contrastive (Radford et al. 2021), on the judge's own split, which holds every attribute pair."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPVisionConfig
+
+    tokenizer, size = run.tokenizer(), run.world.image_size
+    vision = CLIPVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=size,
+        patch_size=8,
+        projection_dim=64,
+    )
+    text = _clip_text_config(run, tokenizer, layers=2)
+    model = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=64)).to(run.device)
+    images, ids, _, _ = run.data("judge")
+
+    def loss(batch):
+        one = batch["ids"].gather(1, batch["which"][:, None, None].expand(-1, 1, ids.shape[2]))[:, 0]
+        pixels = batch["images"].permute(0, 3, 1, 2).float() / 127.5 - 1
+        image = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
+        words = model.text_projection(model.text_model(input_ids=one).pooler_output)
+        image, words = (torch.nn.functional.normalize(v.float(), dim=1) for v in (image, words))
+        logits = image @ words.T * model.logit_scale.exp().clamp(max=100)
+        target = torch.arange(len(logits), device=logits.device)
+        return 0.5 * sum(torch.nn.functional.cross_entropy(v, target) for v in (logits, logits.T))
+
+    def draw(n, g):
+        return {"which": torch.randint(5, (n,), generator=g, device=g.device)}
+
+    parameters = list(model.parameters())
+    average = [p.detach().clone() for p in parameters]
+    run.train(loss, parameters, {"images": images, "ids": ids}, draw, run.scale.judge, average)
+    _put(parameters, average)
+    half(model, run.folder)
+    CLIPProcessor(CLIPImageProcessor(**_image_settings(size), do_center_crop=False), tokenizer).save_pretrained(run.folder)
+    run.link_tokenizer()
+
+
+# Share of an oracle batch that is no scene (two pictures mixed): there it learns to be sure of nothing.
+P_MIXED = 0.125
+
+
+def _oracle(run: Run):
+    """Cross-entropy of every attribute and squared error of the nuisance factors, on pictures with mild noise, blur and
+    contrast changes, so that small flaws of a model's picture do not hide what it shows; then the threshold of
+    abstention: the one that 0.3% of 4,000 fresh clean pictures fall below."""
+    from safetensors.torch import save_file
+
+    from mmcollapse.models.oracle import CLASSES, OracleNet, read, targets
+
+    images, _, scenes, nuisance = run.data("judge")
+    net = OracleNet().to(run.device, memory_format=torch.channels_last)
+    rows = {k: torch.from_numpy(v).to(run.device) for k, v in targets(scenes, nuisance).items()}
+
+    def loss(batch):
+        x = batch["images"].permute(0, 3, 1, 2).float() / 127.5 - 1
+        n = len(x)
+        mixed = int(n * P_MIXED)
+        blur = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        x = torch.lerp(x, blur, 0.8 * batch["blur"][:, None, None, None])
+        x = x * (0.85 + 0.3 * batch["contrast"])[:, None, None, None]
+        x = x + 0.08 * batch["strength"][:, None, None, None] * batch["noise"]
+        x = torch.cat([0.5 * (x[:mixed] + x.flip(0)[:mixed]), x[mixed:]])
+        logits, factors = net(x)
+        total = 0.0
+        for name in CLASSES:
+            logp = logits[name].log_softmax(1)
+            target = batch[name][mixed:]
+            picked = logp[mixed:].gather(1, target.clamp(min=0)[:, None])[:, 0]
+            known = target >= 0
+            total = total - (picked * known).sum() / known.sum().clamp(min=1)
+            total = total - 0.2 * logp[:mixed].mean()  # towards the uniform distribution
+        want = batch["nuisance"][mixed:]
+        there = ~want.isnan()
+        error = torch.where(there, factors[mixed:] - want.nan_to_num(), 0.0) ** 2
+        return total + error.sum() / there.sum().clamp(min=1)
+
+    def draw(n, g):
+        on = {"generator": g, "device": g.device}
+        shape = (n, 3, run.world.image_size, run.world.image_size)
+        return {k: torch.rand(n, **on) for k in ("blur", "contrast", "strength")} | {"noise": torch.randn(shape, **on)}
+
+    parameters = list(net.parameters())
+    average = [p.detach().clone() for p in parameters]
+    run.train(loss, parameters, rows | {"images": images}, draw, run.scale.oracle, average)
+    _put(parameters, average)
+    net.half().float()  # what will be loaded
+    fresh = run.world.sample("judge", np.arange(10_000_000, 10_004_000))
+    confidence = read(net.eval(), fresh.images, 0.0, run.device).confidence
+    config = {"widths": [48, 96, 128], "hidden": 256, "threshold": round(float(np.quantile(confidence, 0.003)), 6)}
+    (run.folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    state = {k: v.detach().to("cpu", torch.float16).contiguous() for k, v in net.state_dict().items()}
+    save_file(state, run.folder / "model.safetensors")

@@ -1,0 +1,34 @@
+"""Random numbers that depend on what they are for, and on nothing else.
+
+Every sample has its own noise, drawn on the CPU from its key, so a picture is the same whatever the batch it was made
+in, and whatever was made before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+import torch
+
+
+def seed_of(*key) -> int:
+    """A 63-bit seed from any JSON-able key, such as (chain seed, generation, role, index)."""
+    return int.from_bytes(hashlib.sha256(json.dumps(key).encode()).digest()[:8], "little") >> 1
+
+
+def generator(*key) -> torch.Generator:
+    """A CPU generator for one key."""
+    return torch.Generator().manual_seed(seed_of(*key))
+
+
+def normal(keys: list[tuple], shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normal (len(keys), *shape) float32, one independent draw a key."""
+    return torch.stack([torch.randn(shape, generator=generator("normal", *key)) for key in keys])
+
+
+def gumbel(keys: list[tuple], shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard Gumbel (len(keys), *shape) float32, one independent draw a key."""
+    rows = [np.random.Generator(np.random.Philox(seed_of("gumbel", *key))).gumbel(size=shape) for key in keys]
+    return torch.from_numpy(np.stack(rows).astype(np.float32))

@@ -1,0 +1,191 @@
+"""Settings of a run: one flat dataclass, filled from a profile, then a notebook's parameters, then the command line.
+
+A key that does not exist, a value of the wrong type or out of range is refused by name before anything runs, wherever
+it comes from. No environment variable changes a result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import ModuleType
+
+from mmcollapse.errors import MMCollapseError
+
+PROFILES = Path(__file__).parent / "profiles"
+ROOT = Path(__file__).parents[2]  # the checkout: base models and results lie in its data/
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting, as the profiles give them. Lengths of lists are counts; sizes are pairs, prompts or steps."""
+
+    # what runs
+    profile: str = "nano"
+    world: str = "scenes"  # "scenes" or "photos"
+    data: str = ""  # folder of the photos world
+    models: str = ""  # folder of the base models; "" is data/models/<world>
+    arms: str = ""  # comma-separated arms; "" is all of the experiment
+    seeds: int = 1  # chains an arm
+    first_seed: int = 0  # seeds are first_seed, first_seed + 1, ...
+    generations: int = 3
+    # where things go
+    runs: str = "runs"  # the store
+    results: str = ""  # "" is data/results/<profile>
+    figures: str = ""  # "" is figures/<profile>
+    keep_weights: str = "last"  # "last" generation only, or "all"
+    keep_pictures: str = "none"  # measured pictures in the store: "none" (their scores stay) or "all"
+    # one generation
+    pairs: int = 96  # N: pairs trained on
+    steps: int = 40  # optimiser steps
+    batch: int = 16
+    lr_generator: float = 1e-4
+    lr_captioner: float = 1e-4
+    warmup: int = 5  # steps
+    method: str = "full"  # "full" or "lora"
+    rank: int = 8  # of LoRA
+    # data decoding: what makes training data
+    data_steps: int = 8
+    data_guidance: float = 1.0
+    # measurement decoding: one for all arms and generations
+    measure_steps: int = 8
+    default_guidance: float = 3.0  # "as used"; guidance 1 is always measured beside it
+    prompts: int = 16  # test prompts of the generator
+    noises: int = 4  # pictures a prompt
+    probes: int = 32  # withheld, uniform and training prompts, one picture each; test and training pictures captioned
+    captions: int = 64  # test pictures captioned
+    # computing
+    device: str = "cpu"  # "cpu", "cuda" or "auto"
+    dtype: str = "float32"  # of the computing: "float32" or "bfloat16"; weights are float32
+    compute_batch: int = 64  # samples made at once
+
+    def __post_init__(self):
+        kinds = {"str": str, "int": int, "float": float}
+        for field in fields(self):
+            value, want = getattr(self, field.name), kinds[field.type]
+            if want is float and type(value) is int:
+                object.__setattr__(self, field.name, float(value))
+            elif type(value) is not want:
+                raise MMCollapseError(f"setting {field.name}={value!r}: must be {_KIND[field.type]}")
+        for name, (low, high) in _RANGES.items():
+            if not low <= getattr(self, name) <= high:
+                raise MMCollapseError(f"setting {name}={getattr(self, name)}: allowed are {low:g} to {high:g}")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise MMCollapseError(f"setting {name}={getattr(self, name)!r}: allowed are {', '.join(allowed)}")
+        if self.world == "photos" and not self.data:
+            raise MMCollapseError("setting data='': world='photos' needs the folder of your pictures (DATA=folder)")
+
+    @property
+    def models_folder(self) -> Path:
+        return Path(self.models) if self.models else ROOT / "data" / "models" / self.world
+
+    @property
+    def results_folder(self) -> Path:
+        return Path(self.results) if self.results else ROOT / "data" / "results" / self.profile
+
+    @property
+    def figures_folder(self) -> Path:
+        return Path(self.figures) if self.figures else ROOT / "figures" / self.profile
+
+    def resolved_device(self) -> str:
+        """ "cpu" or "cuda", never "auto"."""
+        import torch
+
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise MMCollapseError("setting device='cuda': torch sees no GPU; use device='cpu' or 'auto'")
+        return "cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+_KIND = {"str": "a text", "int": "a whole number", "float": "a number"}
+_RANGES = {
+    "seeds": (1, 1000),
+    "first_seed": (0, 10**6),
+    "generations": (1, 100),
+    "pairs": (2, 10**6),
+    "steps": (1, 10**6),
+    "batch": (1, 10**5),
+    "lr_generator": (0, 1),
+    "lr_captioner": (0, 1),
+    "warmup": (0, 10**6),
+    "rank": (1, 1024),
+    "data_steps": (1, 1000),
+    "data_guidance": (1, 50),
+    "measure_steps": (1, 1000),
+    "default_guidance": (1, 50),
+    "prompts": (2, 10**5),
+    "noises": (2, 1000),
+    "probes": (2, 10**5),
+    "captions": (2, 10**5),
+    "compute_batch": (1, 10**5),
+}
+_CHOICES = {
+    "world": ("scenes", "photos"),
+    "keep_weights": ("last", "all"),
+    "keep_pictures": ("none", "all"),
+    "method": ("full", "lora"),
+    "device": ("cpu", "cuda", "auto"),
+    "dtype": ("float32", "bfloat16"),
+}
+
+
+def profiles() -> list[str]:
+    """Names of the profiles there are."""
+    return sorted(p.stem for p in PROFILES.glob("*.toml"))
+
+
+def load_settings(profile: str, **changes) -> Settings:
+    """Settings of a profile with changes on top; a change of None means "from the profile"."""
+    path = PROFILES / f"{profile}.toml"
+    if not path.is_file():
+        raise MMCollapseError(f"profile={profile!r}: allowed are {', '.join(profiles())}")
+    try:
+        values = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise MMCollapseError(f"profile {path} is damaged: {error}") from error
+    known = {f.name for f in fields(Settings)}
+    values |= {k: v for k, v in changes.items() if v is not None}
+    for name in values:
+        if name not in known:
+            raise MMCollapseError(f"setting {name}={values[name]!r} is unknown; settings are {', '.join(sorted(known))}")
+    return Settings(**values | {"profile": profile})
+
+
+# What IPython and papermill put into a notebook's namespace.
+_IPYTHON = {"In", "Out", "exit", "quit", "get_ipython", "open", "papermill_description"}
+
+
+def configure(namespace: dict) -> Settings:
+    """Settings from a notebook: call as `configure(globals())` in the cell after the parameters. Any plain value whose
+    name is no setting is refused, for papermill itself only warns and goes on with the default."""
+    values = {
+        name: value
+        for name, value in namespace.items()
+        if not name.startswith("_")
+        and name not in _IPYTHON
+        and not isinstance(value, ModuleType)
+        and not callable(value)
+    }
+    return load_settings(**{"profile": "nano"} | values)
+
+
+def parse_changes(pairs: list[str]) -> dict:
+    """["seeds=3", "lr_generator=1e-5"] from the command line as typed values."""
+    kinds = {f.name: f.type for f in fields(Settings)}
+    out = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or name not in kinds:
+            raise MMCollapseError(f"setting {pair!r}: expected name=value; names are {', '.join(sorted(kinds))}")
+        try:
+            out[name] = {"str": str, "int": int, "float": float}[kinds[name]](text)
+        except ValueError as error:
+            raise MMCollapseError(f"setting {name}={text!r}: must be {_KIND[kinds[name]]}") from error
+    return out
+
+
+def as_dict(settings: Settings) -> dict:
+    """The settings as plain values, for the record."""
+    return dataclasses.asdict(settings)

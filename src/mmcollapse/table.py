@@ -1,0 +1,85 @@
+"""The result table: tidy, one row a value. Everything downstream (figures, statistics, claims) reads only this."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pandas as pd
+
+from mmcollapse.disk import write_whole
+from mmcollapse.errors import MMCollapseError
+
+COLUMNS = {
+    "experiment": "str",
+    "arm": "str",
+    "seed": "int64",
+    "generation": "int64",
+    "modality": "str",  # "image" or "text"
+    "measurement": "str",  # the decoding that was measured: "guidance 1", "sampled", "greedy", "drifting", ...
+    "subset": "str",  # "test", "withheld", "uniform", "train"
+    "metric": "str",
+    "space": "str",  # what it was measured in ("judge", "oracle", ...), or "missing: why"
+    "value": "float64",
+    "n": "int64",  # samples behind the value
+    "hash": "str",  # store name of what was measured
+}
+KEY = [c for c in COLUMNS if c not in ("space", "value", "n", "hash")]
+
+
+def to_table(rows: list[dict]) -> pd.DataFrame:
+    """Rows as a table in canonical order, so that equal results give equal bytes. Duplicate keys are refused."""
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+    twice = table[table.duplicated(KEY, keep=False)]
+    if len(twice):
+        raise MMCollapseError(f"the table has two values for {dict(twice.iloc[0][KEY])}")
+    return table.sort_values(KEY, kind="stable").reset_index(drop=True)
+
+
+def write_table(table: pd.DataFrame, path: Path):
+    """Write whole or not at all."""
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, buffer.getvalue())
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """The table at `path`, its columns checked."""
+    if not Path(path).is_file():
+        raise MMCollapseError(f"no result table at {path}: run the experiment first (make reproduce)")
+    try:
+        table = pd.read_parquet(path)
+    except Exception as error:
+        raise MMCollapseError(f"{path} is no result table: {error}") from error
+    if missing := set(COLUMNS) - set(table.columns):
+        raise MMCollapseError(f"{path} is no result table: it has no column {', '.join(sorted(missing))}")
+    return table[list(COLUMNS)]
+
+
+def merge(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """One table of several. Equal rows are joined; two different values for one key are refused, by name."""
+    both = pd.concat(tables, ignore_index=True).drop_duplicates()
+    twice = both[both.duplicated(KEY, keep=False)]
+    if len(twice):
+        raise MMCollapseError(f"{len(twice)} rows conflict, the first: {dict(twice.iloc[0][KEY])}")
+    return to_table(both.to_dict("records"))
+
+
+def check_complete(table: pd.DataFrame, arms: list[tuple[str, str]], seeds: list[int], generations: int):
+    """Refuse a table that lacks a chain, a generation or a metric of an arm, or has a value that is not finite and not
+    marked as missing. arms: (modality, arm) pairs."""
+    for modality, arm in arms:
+        part = table[(table.modality == modality) & (table.arm == arm)]
+        for seed in seeds:
+            chain = part[part.seed == seed]
+            if missing := set(range(generations + 1)) - set(chain.generation):
+                raise MMCollapseError(f"{modality} arm {arm!r}, seed {seed}: no generation {sorted(missing)}")
+            per = chain.groupby("generation")[["measurement", "subset", "metric"]].apply(lambda g: set(map(tuple, g.values)))
+            for g, have in per.items():
+                if lacks := per.iloc[0] - have:
+                    raise MMCollapseError(f"{modality} arm {arm!r}, seed {seed}, generation {g}: lacks {sorted(lacks)[:3]}")
+    undefined = table[table.value.isna() & ~table.space.str.startswith("missing")]
+    # a ratio or coverage can be undefined when nothing could be read or asked for; it says so by n = 0
+    if len(bad := undefined[undefined.n > 0]):
+        raise MMCollapseError(f"{len(bad)} values are not finite, the first: {dict(bad.iloc[0][KEY])}")

@@ -1,0 +1,477 @@
+"""The photos world, on small folders drawn here, and on the real photos where they lie beside the checkout."""
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from mmcollapse.errors import MMCollapseError
+from mmcollapse.worlds import photos
+from mmcollapse.worlds.photos import Photos
+
+REAL = Path(__file__).parents[2] / "shared" / "data" / "photos"
+COUNT = 48
+
+
+def draw(index: int, size: tuple[int, int] = (60, 40)) -> Image.Image:
+    picture = Image.new("RGB", size, (5 * index % 256, 40, 200))
+    ImageDraw.Draw(picture).ellipse((index % 20, 5, index % 20 + 25, 30), fill=(250, 4 * index % 256, 10))
+    return picture
+
+
+def encoded(picture: Image.Image, form: str = "JPEG", **options) -> bytes:
+    target = io.BytesIO()
+    picture.save(target, form, **options)
+    return target.getvalue()
+
+
+@pytest.fixture(scope="module")
+def content() -> dict[str, tuple[bytes, list[str]]]:
+    """{name: (file bytes, captions)}: with commas, quotes and other alphabets in the captions."""
+    return {
+        f"{index:03}.jpg": (
+            encoded(draw(index)),
+            [f'disc {index}, version {k}, a "round" thing über {"x " * k}end' for k in range(5)],
+        )
+        for index in range(COUNT)
+    }
+
+
+def write_pictures(folder: Path, content: dict) -> None:
+    folder.mkdir(parents=True)
+    for name, (data, _) in content.items():
+        (folder / name).write_bytes(data)
+
+
+def as_rows(folder: Path, content: dict) -> Path:
+    write_pictures(folder / "images", content)
+    rows = [{"file_name": f"images/{name}", "captions": captions} for name, (_, captions) in content.items()]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def coco_document(content: dict) -> str:
+    images = [{"id": 7 + number, "file_name": name} for number, name in enumerate(content)]
+    notes = [
+        {"id": 10 * image["id"] + k, "image_id": image["id"], "caption": captions[k]}
+        for k in range(5)  # all first captions, then all second ones: order within a picture is what counts
+        for image, (_, captions) in zip(images, content.values(), strict=True)
+    ]
+    return json.dumps({"images": images, "annotations": notes})
+
+
+def as_coco(folder: Path, content: dict, pictures: str = "val2014") -> Path:
+    write_pictures(folder / pictures, content)
+    (folder / "annotations").mkdir()
+    (folder / "annotations" / "captions_val2014.json").write_text(coco_document(content))
+    return folder
+
+
+def as_flickr8k(folder: Path, content: dict) -> Path:
+    write_pictures(folder / "Images", content)
+    with open(folder / "captions.txt", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "caption"])
+        writer.writerows([name, caption] for name, (_, captions) in content.items() for caption in captions)
+    return folder
+
+
+def everything(world: Photos) -> dict[str, tuple[str, list[str], bytes]]:
+    """{key: (split, captions, pixels)}"""
+    seen = {}
+    for split in photos.SHARES:
+        batch = world.sample(split, range(world.size(split)))
+        for key, captions, image in zip(batch.keys, batch.captions, batch.images, strict=True):
+            assert key not in seen, "splits overlap"
+            seen[key] = (split, captions, image.tobytes())
+    return seen
+
+
+def test_same_content_in_three_layouts_and_another_folder_is_the_same_world(tmp_path, content):
+    worlds = [
+        Photos(as_rows(tmp_path / "rows", content)),
+        Photos(as_coco(tmp_path / "coco", content)),
+        Photos(as_flickr8k(tmp_path / "flickr", content)),
+        Photos(shutil.move(as_rows(tmp_path / "a", content), tmp_path / "renamed")),
+    ]
+    assert [world.layout.split(":")[0] for world in worlds] == ["image-folder", "coco", "flickr8k", "image-folder"]
+    assert len({world.digest for world in worlds}) == 1
+    assert all(everything(world) == everything(worlds[0]) for world in worlds[1:])
+    expected = sorted([" ".join(caption.split()) for caption in captions] for _, captions in content.values())
+    assert sorted(captions for _, captions, _ in everything(worlds[0]).values()) == expected
+    assert worlds[0].skipped == [] and worlds[0].name == "photos"
+
+
+def test_digest_changes_with_a_caption_a_byte_the_seed_and_the_size(tmp_path, content):
+    folder = as_rows(tmp_path / "rows", content)
+    digests = [Photos(folder).digest, Photos(folder, seed=1).digest, Photos(folder, image_size=32).digest]
+    text = (folder / "metadata.jsonl").read_text()
+    (folder / "metadata.jsonl").write_text(text.replace("disc 3,", "disk 3,", 1))
+    digests.append(Photos(folder).digest)
+    (folder / "metadata.jsonl").write_text(text)
+    with open(folder / "images" / "003.jpg", "ab") as file:
+        file.write(b"\0")
+    digests.append(Photos(folder).digest)
+    assert len(set(digests)) == 5
+
+
+def test_the_first_of_several_layouts_is_taken_and_named(tmp_path, content):
+    folder = as_rows(tmp_path / "rows", content)
+    (folder / "captions_coco.json").write_text(coco_document(content))
+    (folder / "captions.txt").write_text("image,caption\n")
+    assert (
+        Photos(folder).layout == "image-folder: metadata.jsonl (there too, not used: captions_coco.json, captions.txt)"
+    )
+    (folder / "metadata.jsonl").unlink()
+    assert Photos(folder).layout == "coco: captions_coco.json (there too, not used: captions.txt)"
+    (folder / "captions_coco.json").write_text('{"other": "form"}')
+    with pytest.raises(MMCollapseError, match="48 bad entries(.|\n)*picture without a caption"):
+        Photos(folder)  # of captions.txt there is only the header
+    flickr = as_flickr8k(tmp_path / "flickr", content)
+    (flickr / "captions.json").write_text('{"other": "form"}')
+    assert Photos(flickr).layout == "flickr8k: captions.txt"
+
+
+def test_rows_of_one_picture_are_joined_and_all_caption_keys_are_read(tmp_path, content):
+    folder = as_rows(tmp_path / "rows", content)
+    rows = [
+        {"file_name": f"images/{name}", key: caption}
+        for name, (_, captions) in content.items()
+        for key, caption in zip(["caption", "text", "caption", "text", "captions"], captions, strict=True)
+    ]
+    wanted = Photos(folder).digest
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    assert Photos(folder).digest == wanted
+    (folder / "images" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)).replace("images/", ""))
+    (folder / "metadata.jsonl").unlink()
+    assert Photos(folder).digest == wanted
+
+
+def test_splits_are_stable_and_few_pictures_move_when_one_is_added(tmp_path, content):
+    folder = as_rows(tmp_path / "rows", content)
+    world = Photos(folder)
+    assert {split: world.size(split) for split in photos.SHARES} == {"base": 26, "judge": 7, "chain": 7, "test": 8}
+    before, again = everything(world), everything(Photos(folder))
+    assert before == again
+    assert everything(Photos(folder, seed=1)) != before
+    (folder / "images" / "new.jpg").write_bytes(encoded(draw(99)))
+    with open(folder / "metadata.jsonl", "a") as file:
+        file.write(json.dumps({"file_name": "images/new.jpg", "caption": "new"}) + "\n")
+    after = everything(Photos(folder))
+    assert len(after) == COUNT + 1
+    assert sum(after[key][0] != before[key][0] for key in before) <= 3
+
+
+def test_sample_and_its_errors(tmp_path, content):
+    world = Photos(as_rows(tmp_path / "rows", content), image_size=16)
+    whole = world.sample("test", range(world.size("test")))
+    some = world.sample("test", np.array([5, 0, 5]))
+    assert some.images.shape == (3, 16, 16, 3) and some.images.dtype == np.uint8 and some.scenes is None
+    assert np.array_equal(some.images, whole.images[[5, 0, 5]])
+    assert some.keys == [whole.keys[i] for i in (5, 0, 5)] and some.captions == [whole.captions[i] for i in (5, 0, 5)]
+    assert world.sample("base", []).images.shape == (0, 16, 16, 3)
+    for index in (8, -1):
+        with pytest.raises(MMCollapseError, match=rf'split "test".*8 pictures.*index {index}'):
+            world.sample("test", [0, index])
+    with pytest.raises(MMCollapseError, match='no split "train".*base, judge, chain, test'):
+        world.size("train")
+
+
+def test_uncached_pictures_are_the_same_and_a_changed_file_is_noticed(tmp_path, content, monkeypatch):
+    folder = as_rows(tmp_path / "rows", content)
+    cached = everything(Photos(folder))
+    monkeypatch.setattr(photos, "CACHE_BYTES", 0)
+    world = Photos(folder)
+    assert everything(world) == cached
+    for path in (folder / "images").iterdir():
+        path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(MMCollapseError, match="jpg .*changed since it was opened"):
+        world.sample("base", [0])
+
+
+def test_references_length_counts_words_and_the_sixth_caption_is_announced(tmp_path, content):
+    folder = as_rows(
+        tmp_path / "rows", {name: (data, ["a red-brown dog runs .", "so"]) for name, (data, _) in content.items()}
+    )
+    assert Photos(folder).references_length() == (4 + 1) / 2
+    with open(folder / "metadata.jsonl", "a") as file:
+        file.write(json.dumps({"file_name": "images/000.jpg", "captions": ["c", "d", "e", "f"]}) + "\n")
+    with pytest.warns(UserWarning, match="1 captions beyond the fifth"):
+        world = Photos(folder)
+    kept = [captions for _, captions, _ in everything(world).values() if len(captions) > 2]
+    assert kept == [["a red-brown dog runs .", "so", "c", "d", "e"]]
+
+
+def add_row(folder: Path, **row) -> None:
+    with open(folder / "metadata.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def add_file(folder: Path, name: str, data: bytes) -> None:
+    (folder / name).write_bytes(data)
+    add_row(folder, file_name=name, caption="something")
+
+
+def add_line(folder: Path, line: bytes) -> None:
+    with open(folder / "metadata.jsonl", "ab") as file:
+        file.write(line + b"\n")
+
+
+WHOLE = encoded(draw(200, (300, 200)))
+BAD = {  # {what: (how it is made, file, part of the reason)}
+    "truncated": (lambda f: add_file(f, "x.jpg", WHOLE[: len(WHOLE) // 2]), "x.jpg", "truncated"),
+    "nearly whole": (lambda f: add_file(f, "x.jpg", WHOLE[:-40]), "x.jpg", "truncated"),
+    "truncated progressive": (
+        lambda f: add_file(f, "x.jpg", encoded(draw(200, (300, 200)), progressive=True)[:-300]),
+        "x.jpg",
+        "truncated",
+    ),
+    "truncated png": (lambda f: add_file(f, "x.png", encoded(draw(1), "PNG")[:-40]), "x.png", "cannot be read"),
+    "only a header": (lambda f: add_file(f, "x.jpg", WHOLE[:30]), "x.jpg", "picture"),
+    "no picture": (lambda f: add_file(f, "x.jpg", b"<html>not found</html>"), "x.jpg", "is no picture"),
+    "text file": (lambda f: add_file(f, "x.txt", b"hello"), "x.txt", "is no picture"),
+    "empty file": (lambda f: add_file(f, "x.jpg", b""), "x.jpg", "is an empty file"),
+    "caption without picture": (
+        lambda f: add_row(f, file_name="images/gone.jpg", caption="a"),
+        "images/gone.jpg",
+        "caption without its picture",
+    ),
+    "picture is a folder": (lambda f: add_row(f, file_name="images", caption="a"), "images", "no such file"),
+    "picture without caption": (
+        lambda f: (f / "images" / "x.PNG").write_bytes(encoded(draw(201), "PNG")),
+        "images/x.PNG",
+        "without a caption",
+    ),
+    "no captions": (
+        lambda f: ((f / "x.jpg").write_bytes(WHOLE), add_row(f, file_name="x.jpg", captions=[])),
+        "x.jpg",
+        "without a caption",
+    ),
+    "empty caption": (
+        lambda f: add_row(f, file_name="images/000.jpg", caption="  "),
+        f"metadata.jsonl:{COUNT + 1}",
+        "a caption of images/000.jpg is empty",
+    ),
+    "caption is a number": (
+        lambda f: add_row(f, file_name="images/000.jpg", captions=[3]),
+        f"metadata.jsonl:{COUNT + 1}",
+        "is no text",
+    ),
+    "no json": (lambda f: add_line(f, b'{"file_name": "ima'), f"metadata.jsonl:{COUNT + 1}", "is no JSON"),
+    "no text": (lambda f: add_line(f, b'{"file_name": "\xff\xfe"}'), f"metadata.jsonl:{COUNT + 1}", "is no JSON"),
+    "a list": (lambda f: add_line(f, b"[1]"), f"metadata.jsonl:{COUNT + 1}", "is no JSON object"),
+    "no name": (lambda f: add_row(f, caption="a"), f"metadata.jsonl:{COUNT + 1}", "names no picture file"),
+    "above": (
+        lambda f: add_row(f, file_name="../x.jpg", caption="a"),
+        f"metadata.jsonl:{COUNT + 1}",
+        "../x.jpg leaves",
+    ),
+    "above by a detour": (
+        lambda f: add_row(f, file_name="images/../../x.jpg", caption="a"),
+        f"metadata.jsonl:{COUNT + 1}",
+        "leaves the folder",
+    ),
+    "absolute": (lambda f: add_row(f, file_name="/x.jpg", caption="a"), f"metadata.jsonl:{COUNT + 1}", "leaves"),
+    "twice": (
+        lambda f: add_file(f, "x.jpg", (f / "images" / "000.jpg").read_bytes()),
+        "x.jpg",
+        "is the same picture as images/000.jpg",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_is_bad_is_refused_by_name_or_left_out_and_counted(tmp_path, content, what):
+    folder = as_rows(tmp_path / "rows", content)
+    good = everything(Photos(folder, image_size=8))
+    make, file, reason = BAD[what]
+    make(folder)
+    with pytest.raises(MMCollapseError, match="^1 bad entries") as error:
+        Photos(folder, image_size=8)
+    assert f"\n  {file}: " in str(error.value) and reason in str(error.value)
+    with pytest.warns(UserWarning, match="1 bad entries left out") as caught:
+        world = Photos(folder, image_size=8, on_bad="skip")
+    assert len(caught) == 1 and "\n" not in str(caught[0].message)
+    assert len(world.skipped) == 1 and world.skipped[0][0] == file and reason in world.skipped[0][1]
+    assert everything(world) == good
+
+
+def test_an_empty_caption_costs_the_caption_and_not_the_picture(tmp_path, content):
+    folder = as_rows(tmp_path / "rows", {name: (data, ["one", "", "two"]) for name, (data, _) in content.items()})
+    with pytest.warns(UserWarning, match="48 bad entries"):
+        world = Photos(folder, on_bad="skip")
+    assert all(captions == ["one", "two"] for _, captions, _ in everything(world).values())
+
+
+def test_the_first_ten_are_listed_and_all_are_counted(tmp_path, content):
+    folder = as_rows(tmp_path / "rows", content)
+    for number in range(12):
+        add_row(folder, file_name=f"gone{number:02}.jpg", caption="a")
+    with pytest.raises(MMCollapseError) as error:
+        Photos(folder)
+    lines = str(error.value).splitlines()
+    assert (
+        lines[0].startswith("12 bad entries") and lines[10].startswith("  gone09.jpg") and lines[11] == "  and 2 more"
+    )
+
+
+@pytest.mark.parametrize(
+    "line, file, reason",
+    [
+        (b'000.jpg,"never closed', "captions.txt:242", "comma-separated"),
+        (b"000.jpg", "captions.txt:242", "is empty"),
+        (b"gone.jpg,a dog", "Images/gone.jpg", "caption without its picture"),
+        (b"../x.jpg,a dog", "captions.txt:242", "leaves"),
+        (b"000.jpg,caf\xe9", "captions.txt:242", "comma-separated"),
+    ],
+)
+def test_bad_lines_of_flickr8k(tmp_path, content, line, file, reason):
+    folder = as_flickr8k(tmp_path / "flickr", content)
+    with open(folder / "captions.txt", "ab") as target:
+        target.write(line + b"\n")
+    with pytest.raises(MMCollapseError, match=f"^1 bad entries(.|\n)*{file}: .*{reason}"):
+        Photos(folder)
+
+
+def test_flickr8k_header_and_unquoted_commas(tmp_path, content):
+    folder = as_flickr8k(tmp_path / "flickr", content)
+    text = (folder / "captions.txt").read_bytes()
+    (folder / "captions.txt").write_bytes(b"\xef\xbb\xbf" + text)
+    Photos(folder)
+    (folder / "captions.txt").write_bytes(text.partition(b"\n")[2])
+    with pytest.raises(MMCollapseError, match='captions.txt:1: header is not "image,caption"'):
+        Photos(folder)
+    lines = "".join(f"{name},red, blue, green\n" for name in content)
+    (folder / "captions.txt").write_text("image,caption\n" + lines)
+    assert Photos(folder).sample("test", [0]).captions == [["red, blue, green"]]
+
+
+def test_bad_coco_files_and_pictures_beside_them(tmp_path, content):
+    folder = as_coco(tmp_path / "coco", content)
+    file = folder / "annotations" / "captions_val2014.json"
+    wanted, document = Photos(folder).digest, json.loads(file.read_text())
+    document["annotations"].append({"image_id": 999, "caption": "a"})
+    document["images"].append({"id": 998, "file_name": "gone.jpg"})
+    file.write_text(json.dumps(document))
+    with pytest.raises(MMCollapseError, match="^2 bad(.|\n)*no image has the id 999(.|\n)*gone.jpg: caption without"):
+        Photos(folder)
+    file.write_text(coco_document(content)[:-30])
+    with pytest.raises(MMCollapseError, match="captions_val2014.json: is no JSON"):
+        Photos(folder)
+    file.write_text('{"images": [{"name": 1}]}')
+    with pytest.raises(MMCollapseError, match="captions_val2014.json: is no JSON in the COCO captions form"):
+        Photos(folder)
+    shutil.rmtree(folder / "annotations")
+    for path in (folder / "val2014").iterdir():
+        path.rename(folder / path.name)
+    (folder / "captions.json").write_text(coco_document(content))
+    assert Photos(folder).digest == wanted
+
+
+def test_pictures_behind_a_link_and_hidden_files(tmp_path, content):
+    folder = as_rows(tmp_path / "rows", content)
+    wanted = Photos(folder).digest
+    (folder / "images").rename(tmp_path / "elsewhere")
+    (folder / "images").symlink_to(tmp_path / "elsewhere")
+    (folder / "again").symlink_to(folder)
+    (folder / "images" / "._000.jpg").write_bytes(b"left by another system")
+    assert Photos(folder).digest == wanted
+    (folder / "images" / "x.jpg").write_bytes(WHOLE)
+    with pytest.raises(MMCollapseError, match="^1 bad(.|\n)*images/x.jpg: picture without a caption"):
+        Photos(folder)
+
+
+def test_folders_that_cannot_be_used(tmp_path, content):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MMCollapseError, match="empty is empty; looked for metadata.jsonl"):
+        Photos(tmp_path / "empty")
+    with pytest.raises(MMCollapseError, match="wrong does not exist"):
+        Photos(tmp_path / "wrong")
+    write_pictures(tmp_path / "pictures", content)
+    with pytest.raises(MMCollapseError, match="holds no captions"):
+        Photos(tmp_path / "pictures")
+    with pytest.raises(MMCollapseError, match="is a file"):
+        Photos(tmp_path / "pictures" / "000.jpg")
+    few = as_rows(tmp_path / "few", dict(list(content.items())[:39]))
+    with pytest.raises(MMCollapseError, match="39 usable pictures .*at least 40 are needed, because"):
+        Photos(few)
+    add_row(few, file_name="gone.jpg", caption="a")
+    with pytest.raises(MMCollapseError, match="39 usable .*1 bad entries left out: gone.jpg"):
+        Photos(few, on_bad="skip")
+    with pytest.raises(MMCollapseError, match="'ignore'"):
+        Photos(few, on_bad="ignore")
+
+
+def test_crop_is_central_and_averages_fine_detail():
+    wide = Image.new("RGB", (90, 30), "red")
+    wide.paste("blue", (30, 0, 60, 30))
+    assert np.all(photos._prepare(wide, 16) == [0, 0, 255])
+    assert np.all(photos._prepare(wide.rotate(90, expand=True), 16) == [0, 0, 255])
+    stripes = np.zeros((256, 256, 3), np.uint8)
+    stripes[:, ::2] = 255
+    small = photos._prepare(Image.fromarray(stripes), 64)[:, 2:-2]
+    assert small.min() >= 120 and small.max() <= 135
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "LA", "1", "I;16", "P transparent"])
+def test_every_kind_of_picture_becomes_rgb(mode):
+    grey = Image.linear_gradient("L").resize((64, 64))
+    wanted = np.repeat(np.asarray(grey)[..., None], 3, axis=2).astype(int)
+    if mode == "I;16":
+        data = encoded(Image.fromarray(np.asarray(grey).astype(np.uint16) * 257), "PNG")
+    elif mode == "CMYK":
+        data = encoded(grey.convert("RGB").convert("CMYK"), "JPEG", quality=95)
+    elif mode == "P transparent":
+        data = encoded(Image.new("P", (64, 64), 0), "PNG", transparency=0)
+        wanted[:] = 255
+    elif mode in ("RGBA", "LA"):
+        picture = grey.convert(mode)
+        picture.putalpha(Image.new("L", (64, 64), 0))
+        data = encoded(picture, "PNG")
+        wanted[:] = 255
+    else:
+        picture = grey.convert(mode)
+        data = encoded(picture, "PNG")
+        wanted = np.asarray(picture.convert("RGB")).astype(int)
+    with Image.open(io.BytesIO(data)) as picture:
+        out = photos._prepare(picture, 64)
+    assert out.shape == (64, 64, 3) and out.dtype == np.uint8
+    assert np.abs(out - wanted).max() <= 6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation):
+    upright = Image.new("RGB", (40, 40), "white")
+    upright.paste("red", (0, 0, 20, 10))  # the upper left: no turn or mirroring leaves it in place
+    undo = {2: [0], 3: [3], 4: [1], 5: [5], 6: [2], 7: [6], 8: [4]}  # Image.Transpose that the orientation asks to undo
+    stored = upright
+    for step in undo.get(orientation, []):
+        stored = stored.transpose(step)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(io.BytesIO(encoded(stored, "PNG", exif=exif))) as picture:
+        assert np.array_equal(photos._prepare(picture, 40), np.asarray(upright))
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real photos do not lie beside this checkout")
+def test_the_real_photos_in_both_their_forms(tmp_path):
+    world = Photos(REAL)
+    assert {split: world.size(split) for split in photos.SHARES} == {
+        "base": 550,
+        "judge": 150,
+        "chain": 150,
+        "test": 150,
+    }
+    assert world.layout == "image-folder: metadata.jsonl (there too, not used: captions_coco.json)"
+    batch = world.sample("base", range(550))
+    assert batch.images.shape == (550, 64, 64, 3) and all(len(captions) == 5 for captions in batch.captions)
+    assert 50 < batch.images.mean() < 200 and batch.images.std() > 40
+    assert 8 < world.references_length() < 13
+    (tmp_path / "images").symlink_to(REAL / "images")
+    shutil.copy(REAL / "captions_coco.json", tmp_path)
+    assert Photos(tmp_path).digest == world.digest
