@@ -16,14 +16,16 @@ ONLY =
 WORLD = scenes
 ## the folder of your photos and captions, for WORLD=photos
 DATA =
+## the folder of the base models; empty: data/models/WORLD
+MODELS =
 ## changes to settings of the profile, such as SET="seeds=3 generations=4"
 SET =
 ## the store: everything that was made, kept by what it was made from
 RUNS = runs
 ## tables and executed notebooks
-RESULTS = data/results/$(PROFILE)
+RESULTS = data/results/$(place)
 ## figures
-FIGURES = figures/$(PROFILE)
+FIGURES = figures/$(place)
 ## for make trace: a row of the result table
 ROW =
 ## for make trace: a figure file
@@ -36,6 +38,9 @@ INDEX =
 PYTHON = python3
 ## no: use PYTHON with the packages it has (conda, a GPU machine) and build no .venv
 VENV = yes
+
+# nano, study, ...; another world than scenes has folders of its own: nano-photos
+place = $(PROFILE)$(if $(filter-out scenes,$(WORLD)),-$(WORLD))
 
 ifeq ($(filter yes no,$(VENV)),)
 $(error VENV is yes or no, not '$(VENV)')
@@ -50,7 +55,7 @@ endif
 
 # Empty variables are left out, so that the program's own default holds.
 option = $(if $($(1)),--$(2) '$($(1))')
-OPTIONS = --profile '$(PROFILE)' $(call option,ONLY,only) --world '$(WORLD)' $(call option,DATA,data) --runs '$(RUNS)' \
+OPTIONS = --profile '$(PROFILE)' $(call option,ONLY,only) --world '$(WORLD)' $(call option,DATA,data) $(call option,MODELS,models) --runs '$(RUNS)' \
 	--results '$(RESULTS)' --figures '$(FIGURES)' $(foreach pair,$(SET),--set '$(pair)')
 
 help:

@@ -22,7 +22,7 @@ from mmcollapse import torchvision_ops
 
 ROOT = Path(__file__).parents[1]
 TARGETS = "env reproduce figures test lint lab pretrain sweep bench status trace clean clean-env".split()
-VARIABLES = "PROFILE ONLY WORLD DATA SET RUNS RESULTS FIGURES ROW FIGURE ARGS INDEX PYTHON VENV".split()
+VARIABLES = "PROFILE ONLY WORLD DATA MODELS SET RUNS RESULTS FIGURES ROW FIGURE ARGS INDEX PYTHON VENV".split()
 
 
 # ---- imports ----

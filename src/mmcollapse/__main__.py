@@ -8,6 +8,67 @@ import sys
 from pathlib import Path
 
 from mmcollapse.errors import MMCollapseError
+from mmcollapse.settings import ROOT, Settings, load_settings, parse_changes
+
+
+def changes(args, *leave_out: str) -> dict:
+    """What the command line changes in the profile; --set comes last."""
+    names = [n for n in ("world", "data", "models", "runs", "results", "figures") if n not in leave_out]
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return given | parse_changes(args.set)
+
+
+def settings_without_data(args) -> Settings:
+    """For commands that read only results: they need no pictures."""
+    return load_settings(args.profile, **changes(args, "world", "data"))
+
+
+def run(args):
+    from mmcollapse.runner import run
+
+    return run(args.profile, changes(args), args.only)
+
+
+def validate(args):
+    from mmcollapse.runner import validate
+
+    return validate(changes(args), args.only)
+
+
+def figures(args):
+    from mmcollapse.figures import draw
+
+    settings = settings_without_data(args)
+    for path in draw(settings.results_folder, settings.figures_folder, args.only):
+        print(path)
+
+
+def status(args):
+    from mmcollapse.runner import chosen
+    from mmcollapse.status import status
+
+    print(status(settings_without_data(args), chosen(args.only)))
+
+
+def trace(args):
+    from mmcollapse.runner import chosen
+    from mmcollapse.trace import trace
+
+    print(trace(settings_without_data(args), chosen(args.only)[0], args.row or "", args.figure or ""))
+
+
+def sweep(args):
+    from mmcollapse.sweep import choose, in_words, sweep
+
+    settings = load_settings(args.profile, **changes(args))
+    print(in_words(choose(sweep(settings))))
+    print(f"\nmade {settings.results_folder / '00_recipe.parquet'}")
+
+
+def bench(args):
+    from mmcollapse.bench import bench
+
+    bench(load_settings(args.profile, **changes(args)))
 
 
 def pretrain(args):
@@ -16,19 +77,40 @@ def pretrain(args):
     import torch
 
     from mmcollapse.models.pretrain import SCALES, pretrain, tiny
+    from mmcollapse.models.score import write_scores
     from mmcollapse.worlds import open_world
 
+    if args.set:
+        raise MMCollapseError(
+            f"--set {args.set[0]}: pretraining takes no settings; its plans are in models/pretrain.py"
+        )
+    world = open_world(args.world or "scenes", args.data)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if "LOCAL_RANK" in os.environ:  # several GPUs: python -m torch.distributed.run --nproc_per_node=N -m mmcollapse ...
         torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
         if device == "cuda":
             torch.cuda.set_device(device := f"cuda:{os.environ['LOCAL_RANK']}")
-    scale = tiny(SCALES[args.world]) if args.profile == "smoke" else SCALES[args.world]
+    scale = tiny(SCALES[world.name]) if args.profile == "smoke" else SCALES[world.name]
     if args.steps:
         names = ("vae", "oracle", "judge", "generator", "captioner")
         scale = replace(scale, **{n: replace(getattr(scale, n), steps=args.steps) for n in names})
-    world = open_world(args.world, args.data)
-    pretrain(world, Path(args.out), scale, device, args.stages.split(",") if args.stages else None, args.seed)
+    out = Path(args.models) if args.models else ROOT / "data" / "models" / world.name
+    pretrain(world, out, scale, device, args.stages.split(",") if args.stages else None, args.seed)
+    if not args.stages and not int(os.environ.get("RANK", 0)):
+        write_scores(world, out, device, n=20 if args.profile == "smoke" else 1000)
+        print(f"made {out / 'scores.json'} and a card in each folder of {out}")
+
+
+COMMANDS = {
+    run: "run the notebooks of a profile",
+    figures: "draw the figures again, from the tables alone",
+    status: "what is done and what is missing",
+    trace: "from a row of a table or a figure to the run that made it",
+    pretrain: "build the base models of a world",
+    sweep: "choose learning rate and steps on pilot seeds",
+    bench: "pictures a second on this machine",
+    validate: "run copies of the notebooks at smoke through nbval",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,21 +118,34 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--profile", default="nano")
-    common.add_argument("--world", default="scenes")
-    common.add_argument("--data")
-    p = commands.add_parser("pretrain", parents=[common], help="build the base models of a world")
-    p.add_argument("--out", required=True)
+    common.add_argument("--only", help="one experiment, by the name of its notebook; for figures also one figure")
+    common.add_argument("--world", help="scenes or photos")
+    common.add_argument("--data", help="folder of the photos")
+    common.add_argument("--models", help="folder of the base models; default: data/models/<world>")
+    common.add_argument("--runs", help="folder of the store")
+    common.add_argument("--results", help="folder of tables and executed notebooks")
+    common.add_argument("--figures", help="folder of figures")
+    common.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting")
+    parsers = {}
+    for function, text in COMMANDS.items():
+        parsers[function] = commands.add_parser(function.__name__, parents=[common], help=text)
+        parsers[function].set_defaults(run=function)
+    parsers[trace].add_argument("--row", help="a row's number, its hash, or a filter such as 'arm=real generation=2'")
+    parsers[trace].add_argument("--figure", help="a figure file")
+    p = parsers[pretrain]
     p.add_argument("--stages", help="comma-separated; default: all that are missing")
     p.add_argument("--steps", type=int, help="steps of every stage, instead of the plan's")
     p.add_argument("--device")
     p.add_argument("--seed", type=int, default=0)
-    p.set_defaults(run=pretrain)
     args = parser.parse_args(argv)
     try:
         return args.run(args) or 0
     except MMCollapseError as error:
         print(f"mmcollapse: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("mmcollapse: interrupted; what is finished stays, the same command goes on", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -18,8 +19,8 @@ import pandas as pd
 from mmcollapse.digests import digest_of
 from mmcollapse.disk import write_whole
 from mmcollapse.errors import MMCollapseError, StoreFull
-from mmcollapse.measure import SHELF, Instruments, measure_captioner, measure_generator, measure_world
 from mmcollapse.loop import Model, Study, run_chain
+from mmcollapse.measure import SHELF, Instruments, measure_captioner, measure_generator, measure_world
 from mmcollapse.metrics.truth import sampling_floor
 from mmcollapse.models import load
 from mmcollapse.models.judge import Judge
@@ -37,18 +38,32 @@ class Progress:
     def __init__(self, chains: int, generations: int):
         from tqdm.auto import tqdm
 
-        self.live = sys.stderr.isatty() or "ipykernel" in sys.modules
+        # TQDM_DISABLE is tqdm's own switch; the runner of notebooks sets it, for nobody watches their bars.
+        self.live = not os.environ.get("TQDM_DISABLE") and (sys.stderr.isatty() or "ipykernel" in sys.modules)
         self.total, self.done, self.start = chains * (generations + 1), 0, time.monotonic()
+        self.seconds: dict[str, float] = {}  # by stage
+        self._now, self._since = "", self.start
         self.bar = tqdm(total=self.total, unit="generation", disable=not self.live)
 
     def stage(self, chain: str, generation: int, stage: str):
+        self.clock(stage)
         self.bar.set_postfix_str(f"{chain}, generation {generation}: {stage}")
         if not self.live:
             spent = time.monotonic() - self.start
             left = f", about {spent / self.done * (self.total - self.done):.0f} s to go" if self.done else ""
-            print(f"[{self.done}/{self.total}] {chain}, generation {generation}: {stage} ({spent:.0f} s{left})", flush=True)
+            print(
+                f"[{self.done}/{self.total}] {chain}, generation {generation}: {stage} ({spent:.0f} s{left})",
+                flush=True,
+            )
+
+    def clock(self, stage: str = ""):
+        """Book the time that has passed on the stage that ends, and begin another."""
+        if self._now:
+            self.seconds[self._now] = self.seconds.get(self._now, 0.0) + time.monotonic() - self._since
+        self._now, self._since = stage, time.monotonic()
 
     def generation(self):
+        self.clock()
         self.done += 1
         self.bar.update()
 
@@ -63,7 +78,7 @@ def open_study(settings: Settings) -> tuple[Study, Instruments]:
             "the setting models"
         )
     roles = {role: Model(load(models / role, device, settings.dtype), settings) for role in ("generator", "captioner")}
-    study = Study(settings, Store(settings.runs), world, roles, device)
+    study = Study(settings, Store(settings.runs_folder), world, roles, device)
     oracle = Oracle(models / "oracle", device) if world.truth else None
     return study, Instruments(study, Judge(models / "judge", device), oracle)
 
@@ -76,8 +91,9 @@ def run_experiment(experiment: str, settings: Settings) -> pd.DataFrame:
     seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
     progress = Progress(len(protocols) * settings.seeds, settings.generations)
     study.say = progress.stage
-    began, rows, failures, pictures = time.monotonic(), [], [], []
+    began, rows, failures, pictures, shared = time.monotonic(), [], [], [], {}
 
+    progress.stage("world", 0, "measuring")
     rows += [r | {"arm": "world", "seed": -1, "generation": 0} for r in measure_world(study, tools)]
     for protocol in protocols:
         for seed in seeds:
@@ -86,7 +102,12 @@ def run_experiment(experiment: str, settings: Settings) -> pd.DataFrame:
                 if protocol.role == "generator":
                     found = measure_generator(study, tools, weights, seed)
                     floor = {"metric": "sampling_floor", "space": "", "value": sampling_floor(settings.pairs, g)}
-                    common = {"measurement": "guidance 1", "subset": "test", "n": settings.pairs, "hash": weights.digest[:20]}
+                    common = {
+                        "measurement": "guidance 1",
+                        "subset": "test",
+                        "n": settings.pairs,
+                        "hash": weights.digest[:20],
+                    }
                     found.append(common | floor)
                 else:
                     found = measure_captioner(study, tools, weights, seed, protocol, g)
@@ -99,18 +120,21 @@ def run_experiment(experiment: str, settings: Settings) -> pd.DataFrame:
                 progress.generation()
 
             try:
-                run_chain(study, protocol, seed, measure)
+                shared |= {item.name: item for item in run_chain(study, protocol, seed, measure)}
             except StoreFull:
                 raise
             except MMCollapseError as error:
                 failures.append(f"{protocol.role} {protocol.arm} seed {seed}: {error}")
                 print(f"FAILED: {failures[-1]}", file=sys.stderr, flush=True)
 
+    study.retire(list(shared.values()))
+    progress.clock()
+
     table = to_table([{"experiment": experiment} | r for r in rows])
     folder = settings.results_folder
     write_table(table, folder / f"{experiment}.parquet")
     _write_samples(pictures, tools, folder / f"{experiment}.samples.parquet")
-    _write_provenance(experiment, settings, study, tools, table, failures, folder, time.monotonic() - began)
+    _write_provenance(experiment, settings, study, tools, table, failures, folder, time.monotonic() - began, progress)
     if failures:
         raise MMCollapseError(
             f"{len(failures)} of {len(protocols) * settings.seeds} chains of {experiment} ended early; the rest is in "
@@ -125,7 +149,11 @@ def _write_samples(pictures: list[tuple[str, dict]], tools: Instruments, path: P
     import shutil
     import tempfile
 
-    images, captions, columns = [], [], {k: [] for k in ("arm", "modality", "seed", "generation", "measurement", "index", "prompt")}
+    images, captions, columns = (
+        [],
+        [],
+        {k: [] for k in ("arm", "modality", "seed", "generation", "measurement", "index", "prompt")},
+    )
 
     def put(batch_images, batch_captions, indices, prompts, chain):
         images.extend(batch_images)
@@ -155,7 +183,7 @@ def _write_samples(pictures: list[tuple[str, dict]], tools: Instruments, path: P
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_provenance(experiment, settings, study, tools, table, failures, folder, seconds):
+def _write_provenance(experiment, settings, study, tools, table, failures, folder, seconds, progress):
     """What made the table: settings, code, versions, device, instruments, wall time. Not part of the table, for it
     differs between two runs of equal result."""
 
@@ -172,7 +200,18 @@ def _write_provenance(experiment, settings, study, tools, table, failures, folde
         device = torch.cuda.get_device_name()
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
-    packages = ("mmcollapse", "torch", "diffusers", "transformers", "peft", "numpy", "pandas", "pyarrow", "clean-fid", "sacrebleu")
+    packages = (
+        "mmcollapse",
+        "torch",
+        "diffusers",
+        "transformers",
+        "peft",
+        "numpy",
+        "pandas",
+        "pyarrow",
+        "clean-fid",
+        "sacrebleu",
+    )
     versions = {"python": platform.python_version()}
     for name in packages:
         try:
@@ -182,7 +221,8 @@ def _write_provenance(experiment, settings, study, tools, table, failures, folde
     record = {
         "experiment": experiment,
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "settings": as_dict(settings),
+        # a folder in the checkout by its name there, which holds on every machine
+        "settings": {k: v.removeprefix(f"{ROOT}/") if type(v) is str else v for k, v in as_dict(settings).items()},
         "protocols": [vars(p) for p in arms_of(experiment, settings.arms)],
         "rows": len(table),
         "table": digest_of(table.astype(object).where(table.notna(), None).values.tolist()),
@@ -195,6 +235,7 @@ def _write_provenance(experiment, settings, study, tools, table, failures, folde
         "commit": git("rev-parse", "HEAD"),
         "changed since commit": bool(git("status", "--porcelain", "--untracked-files=no")),
         "seconds": round(seconds, 1),
+        "stages": {stage: round(spent, 1) for stage, spent in progress.seconds.items()},
     }
     write_whole(folder / f"{experiment}.json", (json.dumps(record, indent=1, default=list) + "\n").encode())
 

@@ -1,10 +1,10 @@
 """The recursion: a model makes data, is trained on it, and makes the next.
 
-    generation 0 is the base model
-    for g = 1 .. G:
-        pairs  = synthesize(makers of generation g-1, or generation 0, or nobody: real data)
-        model  = finetune(previous model, pairs)
-        measure(model)
+generation 0 is the base model
+for g = 1 .. G:
+    pairs  = synthesize(makers of generation g-1, or generation 0, or nobody: real data)
+    model  = finetune(previous model, pairs)
+    measure(model)
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Model:
         adapter.prepare(settings.method, settings.rank)
         self.parameters = adapter.trainable()
         self.initial = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.base = Weights(f"{adapter.digest}/{settings.method}" + (f"{settings.rank}" if settings.method == "lora" else ""))
+        method = settings.method + (str(settings.rank) if settings.method == "lora" else "")
+        self.base = Weights(f"{adapter.digest}/{method}")
         self.holds = self.base.digest
 
     def hold(self, weights: Weights):
@@ -90,6 +91,12 @@ class Study:
         """What results depend on beside their inputs in name: devices never mix within a chain."""
         return {"device": self.device, "dtype": self.settings.dtype, "batch": self.settings.compute_batch}
 
+    def retire(self, items: list[Item]):
+        """Give up files that nothing needs any more, as the settings allow; their manifests stay."""
+        for item in items:
+            if self.settings.keep_weights == "last":
+                self.store.prune(item)
+
     def image_decoding(self) -> ImageDecoding:
         return ImageDecoding(self.settings.data_steps, self.settings.data_guidance)
 
@@ -100,25 +107,23 @@ class Study:
         return drifting(generation, drift, words, self.world.references_length(), captioner.max_tokens)
 
 
-def run_chain(study: Study, protocol: Protocol, seed: int, measure: Callable[[Weights, int], None]) -> Weights:
-    """One arm, one seed: generations 0..G, each measured. Finished work is found in the store and not done again."""
+def run_chain(study: Study, protocol: Protocol, seed: int, measure: Callable[[Weights, int], None]) -> list[Item]:
+    """One arm, one seed: generations 0..G, each measured. Finished work is found in the store and not done again.
+    Returns what was made for generation 1, which other arms share; of the rest only the last generation is kept."""
     base, real = study.models[protocol.role].base, prompts(study, seed)
-    weights, made = base, []
+    chain, weights, made = f"{protocol.role} {protocol.arm} seed {seed}", base, {}
     for g in range(study.settings.generations + 1):
         if g > 0 and protocol.data != "none":
-            study.say(f"{protocol.role} {protocol.arm} seed {seed}", g, "making data")
+            study.say(chain, g, "making data")
             pairs = synthesize(study, protocol, real, weights, seed, g)
-            study.say(f"{protocol.role} {protocol.arm} seed {seed}", g, "fine-tuning")
+            study.say(chain, g, "fine-tuning")
             weights = finetune(study, protocol, weights if protocol.start == "previous" else base, pairs, seed, g)
-            made.append((weights, pairs))
-        study.say(f"{protocol.role} {protocol.arm} seed {seed}", g, "measuring")
+            made[g] = [weights.item] + ([pairs.item] if pairs.item else [])
+        study.say(chain, g, "measuring")
         measure(weights, g)
-    if study.settings.keep_weights == "last":
-        for old, pairs in made[1:-1]:  # generation 1 is shared between arms: pruned when the whole run is done
-            study.store.prune(old.item)
-            if pairs.item and study.settings.keep_pictures == "none":
-                study.store.prune(pairs.item)
-    return weights
+        if g > 2 and g - 1 in made:
+            study.retire(made.pop(g - 1))
+    return made.get(1, []) if study.settings.generations > 1 else []
 
 
 def prompts(study: Study, seed: int) -> tuple[np.ndarray, Batch]:
@@ -142,9 +147,7 @@ def synthesize(study: Study, protocol: Protocol, prompts, weights: Weights, seed
         return Pairs(_real_digest(real.images, captions), lambda: (real.images, captions))
     model = study.models[protocol.role]
     makers, by = (weights, generation - 1) if protocol.makers == "previous" else (model.base, 0)
-    decoding = (
-        study.image_decoding() if protocol.role == "generator" else study.caption_decoding(protocol.drift, by)
-    )
+    decoding = study.image_decoding() if protocol.role == "generator" else study.caption_decoding(protocol.drift, by)
     keys = [("data", seed, by, protocol.role, int(i)) for i in indices]
     inputs = {
         "makers": makers.digest,

@@ -60,21 +60,26 @@ class Instruments:
 
     @cached_property
     def real_features(self) -> np.ndarray:
-        """Judge embeddings of real test pictures that are none of the prompts' own, as many as are measured where the
-        world has them: what KID compares with."""
-        s, size = self.study.settings, self.study.world.size("test")
-        n = s.prompts * s.noises
-        first, last = (s.prompts, s.prompts + n) if size is None else (min(s.prompts, size // 2), size)
-        return self.judge.images(self.study.world.sample("test", np.arange(first, min(last, first + n))).images)
+        """Judge embeddings of the real pictures that KID compares with: of the same prompts, so that a distance is not
+        that of two sets of prompts; where a world cannot draw a prompt twice, its test pictures."""
+        s, world = self.study.settings, self.study.world
+        if world.truth:
+            return self.judge.images(_flat(world.redraw(self.prompts.scenes, s.noises, "distance")))
+        return self.judge.images(self.sample("test", s.prompts * s.noises).images)
 
     @cached_property
     def real_nuisance(self) -> dict[str, tuple[float, int]]:
         """Within-prompt variance of each nuisance factor in real pictures of the prompts, read by the same oracle."""
         noises = self.study.settings.noises
-        redrawn = self.study.world.redraw(self.prompts.scenes, noises)
+        redrawn = _flat(self.study.world.redraw(self.prompts.scenes, noises))
         repeated = [s for s in self.prompts.scenes for _ in range(noises)]
-        reading = self.oracle.read(redrawn.reshape(-1, *redrawn.shape[2:]))
+        reading = self.oracle.read(redrawn)
         return truth.within_prompt_variance(reading, repeated, noises)
+
+
+def _flat(pictures: np.ndarray) -> np.ndarray:
+    """(prompts, noises, size, size, 3) to (prompts x noises, size, size, 3)."""
+    return pictures.reshape(-1, *pictures.shape[2:])
 
 
 Scores = dict[str, tuple[float, int]]  # metric -> (value, n)
@@ -123,7 +128,9 @@ def _score_pictures(study, tools, weights, real, noises, guidance, subset, full:
         for metric in ("all_right", "abstains", "two_right", "tail_coverage", "nuisance_ratio"):
             rows.missing(metric, NO_TRUTH)
     else:
-        rows.add("oracle", scored("truth", lambda x, c: _picture_truth(study, tools, x, scenes, noises, full)))
+        rows.add(
+            "oracle", scored("truth", lambda x, c: _picture_truth(study, tools, x, scenes, noises, full), full=full)
+        )
     if full:
         rows.add("judge", scored("distance", lambda x, c: _picture_distances(tools, x, noises)))
         rows.add("judge", scored("alignment", lambda x, c: _alignment(tools, x, c)))
@@ -171,7 +178,9 @@ def _alignment(tools, images, captions) -> Scores:
     return {name: (value, len(captions)) for name, value in values.items()}
 
 
-def measure_captioner(study: Study, tools: Instruments, weights: Weights, seed: int, protocol: Protocol, generation: int):
+def measure_captioner(
+    study: Study, tools: Instruments, weights: Weights, seed: int, protocol: Protocol, generation: int
+) -> list[dict]:
     """Rows of one captioner (without experiment, arm, seed, generation)."""
     s = study.settings
     real = tools.sample("test", s.captions)
@@ -203,7 +212,7 @@ def _score_captions(study, tools, weights, real, decoding, measurement, subset, 
         for metric in ("all_right", "unreadable", "tail_coverage"):
             rows.missing(metric, NO_TRUTH)
     else:
-        rows.add("parser", scored("truth", lambda x, c: _caption_truth(study, c, real.scenes, full)))
+        rows.add("parser", scored("truth", lambda x, c: _caption_truth(study, c, real.scenes, full), full=full))
     if full:
         rows.add("words", scored("words", lambda x, c: _words(c, real.captions)))
         rows.add("judge", scored("distance", lambda x, c: _caption_variance(study, tools, c)))
@@ -252,7 +261,7 @@ def measure_world(study: Study, tools: Instruments) -> list[dict]:
         part = _Rows(f"guidance {guidance:g}", "test", f"world {world.digest}")
         captions = [five[0] for five in tools.prompts.captions for _ in range(s.noises)]
         if world.truth:
-            images = world.redraw(tools.prompts.scenes, s.noises, "reference").reshape(-1, world.image_size, world.image_size, 3)
+            images = _flat(world.redraw(tools.prompts.scenes, s.noises, "reference"))
             scenes = [scene for scene in tools.prompts.scenes for _ in range(s.noises)]
             part.add("oracle", _picture_truth(study, tools, images, scenes, s.noises, True))
             part.add("judge", _picture_distances(tools, images, s.noises))
@@ -311,13 +320,13 @@ class _Scored:
         of = {"of": self.item.digest, "metric": group, "metric version": GROUPS[group]}
         return of | {"instruments": self.tools.digests, "reference": self.reference}
 
-    def __call__(self, group: str, compute) -> Scores:
+    def __call__(self, group: str, compute, **more) -> Scores:
         def make(folder):
             scores = {k: [None if np.isnan(v) else float(v), int(n)] for k, (v, n) in compute(*self._open()).items()}
             (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
             return {"digest": digest_of(scores)}
 
-        item = self.study.store.make("scores", self._inputs(group), make)
+        item = self.study.store.make("scores", self._inputs(group) | more, make)
         scores = json.loads((item.files() / "scores.json").read_text())
         return {k: (nan if v is None else v, n) for k, (v, n) in scores.items()}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mmcollapse.errors import MMCollapseError
-from mmcollapse.models.captioner import CaptionDecoding
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,8 @@ class Protocol:
         }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
-                raise MMCollapseError(f"{name}={getattr(self, name)!r} of arm {self.arm!r}: allowed are {', '.join(values)}")
+                given = getattr(self, name)
+                raise MMCollapseError(f"{name}={given!r} of arm {self.arm!r}: allowed are {', '.join(values)}")
         for name in (*self.drift, *self.measured_drift):
             if name not in DRIFT:
                 raise MMCollapseError(f"drift of {name!r} in arm {self.arm!r}: allowed are {', '.join(DRIFT)}")
@@ -62,6 +62,8 @@ def drifting(generation: int, what: tuple[str, ...], vocabulary: int, reference_
     5 to 1 over ten generations; repetition penalty 1.2 to 1.8; no repeated 2-grams and a minimal length of 30 from
     generation 1 on. Carried over by ratio: top-k as a share of the 323 words that its captions use at generation 0, the
     minimal length as 2.5 times the mean reference length (at most what the captioner can write)."""
+    from mmcollapse.models.captioner import CaptionDecoding  # here, for status and trace need no torch
+
     g = min(generation, 10) / 10
     share = (50 + (20 - 50) * g) / 323
     values = {

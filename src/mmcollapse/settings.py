@@ -10,7 +10,7 @@ import dataclasses
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import ModuleType
+from types import NoneType
 
 from mmcollapse.errors import MMCollapseError
 
@@ -32,7 +32,7 @@ class Settings:
     first_seed: int = 0  # seeds are first_seed, first_seed + 1, ...
     generations: int = 3
     # where things go
-    runs: str = "runs"  # the store
+    runs: str = ""  # the store; "" is runs/ in the checkout
     results: str = ""  # "" is data/results/<profile>
     figures: str = ""  # "" is figures/<profile>
     keep_weights: str = "last"  # "last" generation only, or "all"
@@ -81,6 +81,10 @@ class Settings:
     @property
     def models_folder(self) -> Path:
         return Path(self.models) if self.models else ROOT / "data" / "models" / self.world
+
+    @property
+    def runs_folder(self) -> Path:
+        return Path(self.runs) if self.runs else ROOT / "runs"
 
     @property
     def results_folder(self) -> Path:
@@ -149,10 +153,12 @@ def load_settings(profile: str, **changes) -> Settings:
     values |= {k: v for k, v in changes.items() if v is not None}
     for name in values:
         if name not in known:
-            raise MMCollapseError(f"setting {name}={values[name]!r} is unknown; settings are {', '.join(sorted(known))}")
+            named = ", ".join(sorted(known))
+            raise MMCollapseError(f"setting {name}={values[name]!r} is unknown; settings are {named}")
     return Settings(**values | {"profile": profile})
 
 
+PLAIN = (str, int, float, bool, list, dict, tuple, NoneType)  # what papermill can put in; not what the cells have made
 # What IPython and papermill put into a notebook's namespace.
 _IPYTHON = {"In", "Out", "exit", "quit", "get_ipython", "open", "papermill_description"}
 
@@ -163,10 +169,7 @@ def configure(namespace: dict) -> Settings:
     values = {
         name: value
         for name, value in namespace.items()
-        if not name.startswith("_")
-        and name not in _IPYTHON
-        and not isinstance(value, ModuleType)
-        and not callable(value)
+        if not name.startswith("_") and name not in _IPYTHON and isinstance(value, PLAIN)
     }
     return load_settings(**{"profile": "nano"} | values)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from mmcollapse.disk import write_whole
@@ -71,15 +72,20 @@ def check_complete(table: pd.DataFrame, arms: list[tuple[str, str]], seeds: list
     marked as missing. arms: (modality, arm) pairs."""
     for modality, arm in arms:
         part = table[(table.modality == modality) & (table.arm == arm)]
+        every = set(map(tuple, part[["measurement", "subset", "metric"]].values))
         for seed in seeds:
             chain = part[part.seed == seed]
             if missing := set(range(generations + 1)) - set(chain.generation):
                 raise MMCollapseError(f"{modality} arm {arm!r}, seed {seed}: no generation {sorted(missing)}")
-            per = chain.groupby("generation")[["measurement", "subset", "metric"]].apply(lambda g: set(map(tuple, g.values)))
+            per = chain.groupby("generation")[["measurement", "subset", "metric"]].apply(
+                lambda g: set(map(tuple, g.values))
+            )
             for g, have in per.items():
-                if lacks := per.iloc[0] - have:
-                    raise MMCollapseError(f"{modality} arm {arm!r}, seed {seed}, generation {g}: lacks {sorted(lacks)[:3]}")
-    undefined = table[table.value.isna() & ~table.space.str.startswith("missing")]
+                if lacks := every - have:
+                    raise MMCollapseError(
+                        f"{modality} arm {arm!r}, seed {seed}, generation {g}: lacks {sorted(lacks)[:3]}"
+                    )
+    undefined = table[~np.isfinite(table.value) & ~table.space.str.startswith("missing")]
     # a ratio or coverage can be undefined when nothing could be read or asked for; it says so by n = 0
     if len(bad := undefined[undefined.n > 0]):
         raise MMCollapseError(f"{len(bad)} values are not finite, the first: {dict(bad.iloc[0][KEY])}")

@@ -21,13 +21,15 @@ def frechet(real: np.ndarray, fake: np.ndarray) -> float:
 
 def kid(real: np.ndarray, fake: np.ndarray, subsets: int = 50) -> float:
     """Kernel inception distance (Binkowski et al. 2018): squared MMD with the cubic polynomial kernel, unbiased, the
-    mean over `subsets` random subsets of up to 1,000, by clean-fid. Around 0 for equal distributions (can be slightly
-    negative), lower is better. Features are standardised by the real set's mean and standard deviation, for the kernel
-    is not scale-free and the judge's features are not Inception's."""
+    mean over `subsets` random subsets of up to 1,000 (one where that is all there is), by clean-fid. Around 0 for equal
+    distributions (it can be slightly negative), lower is better. Features are standardised by the real set's mean and
+    standard deviation, for the kernel is not scale-free and the judge's features are not Inception's."""
     from cleanfid.fid import kernel_distance
 
     if min(len(real), len(fake)) < 2:
         raise MMCollapseError(f"KID of {len(real)} real and {len(fake)} made pictures: needs at least 2 of each")
+    if len(real) == len(fake) <= 1000:
+        subsets = 1  # a subset would be the whole, every time
     centre, scale = real.mean(0), real.std(0) + 1e-8
     state = np.random.get_state()
     np.random.seed(0)  # clean-fid draws its subsets from NumPy's global state
@@ -51,7 +53,7 @@ def split_variance(features: np.ndarray, noises: int) -> tuple[float, float]:
     prompts' true means (variance of the sample means less within/noises; one-way random-effects decomposition, floored
     at 0). Pictures come prompt by prompt, `noises` >= 2 of each."""
     if noises < 2 or len(features) % noises or len(features) < 2 * noises:
-        raise MMCollapseError(f"{len(features)} pictures of {noises} a prompt: needs 2 or more of each of 2 prompts or more")
+        raise MMCollapseError(f"{len(features)} pictures of {noises} a prompt: needs 2 prompts and 2 pictures of each")
     groups = features.astype(np.float64).reshape(-1, noises, features.shape[1])
     within = groups.var(1, ddof=1).mean()
     between = groups.mean(1).var(0, ddof=1).mean() - within / noises

@@ -72,12 +72,12 @@ def within_prompt_variance(reading: Reading, scenes: list[Scene], noises: int) -
     averaged over prompts and things. Pictures come prompt by prompt, `noises` of each.
 
     Units: pixels^2, radians^2, turns^2. A picture counts when the oracle does not abstain and reads the right number of
-    things with the right relation (else slots would mix two things); a prompt counts with two such pictures or more.
-    Factors that cannot be seen (rotation of a circle, hue of white) are left out."""
+    things with the right sizes and relation (else another thing would be measured); a prompt counts with two such
+    pictures or more. Factors that cannot be seen (rotation of a circle, hue of white) are left out."""
     values = reading.nuisance.reshape(-1, noises, 2, len(NUISANCE))
     usable = np.array(
         [
-            not out and len(got.things) == len(want.things) and got.relation == want.relation
+            not out and got.relation == want.relation and [t.size for t in got.things] == [t.size for t in want.things]
             for got, want, out in zip(reading.scenes, scenes, reading.abstains, strict=True)
         ]
     ).reshape(-1, noises)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from mmcollapse.errors import MMCollapseError
+from mmcollapse.randomness import seed_of
 
 
 def load(folder: str | Path, device: str = "cpu", dtype: str = "float32"):
@@ -41,8 +42,10 @@ def load(folder: str | Path, device: str = "cpu", dtype: str = "float32"):
 def folder_digest(folder: str | Path) -> str:
     """Content digest of a model folder: sha256 over its files' names and bytes, symbolic links followed."""
     folder, total = Path(folder), hashlib.sha256()
+    if not folder.is_dir():
+        raise MMCollapseError(f"no model in {folder}: there is no such folder")
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "README.md")
-    # pathlib does not descend into linked folders before Python 3.13: shared components are linked folders
+    # shared components are linked folders, which rglob does not enter
     for link in sorted(p for p in folder.iterdir() if p.is_symlink() and p.is_dir()):
         files += sorted(p for p in link.resolve().rglob("*") if p.is_file() and p.name != "README.md")
     for path in files:
@@ -52,11 +55,15 @@ def folder_digest(folder: str | Path) -> str:
 
 
 def add_lora(module: torch.nn.Module, targets: list[str], rank: int):
-    """Freeze `module` and inject LoRA layers (peft) of `rank` into its sub-modules named in `targets`."""
+    """Freeze `module` and inject LoRA layers (peft) of `rank` into its sub-modules named in `targets`. Their first
+    weights are the same in every process, so that a resumed chain starts where it started."""
     from peft import LoraConfig, inject_adapter_in_model
 
     module.requires_grad_(False)
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights=True), module)
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of("lora", rank))
+        inject_adapter_in_model(config, module)
 
 
 def trainable(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -36,6 +36,7 @@ class CaptionDecoding:
             "beams": (self.beams >= 1, "1 or more"),
             "repetition_penalty": (self.repetition_penalty >= 1, "1 (off) or more"),
             "no_repeat": (self.no_repeat >= 0, "0 (off) or more"),
+            "max_tokens": (self.max_tokens >= 1, "1 or more"),
             "min_tokens": (0 <= self.min_tokens <= self.max_tokens, "0 to max_tokens"),
         }
         for name, (good, what) in allowed.items():
@@ -127,13 +128,15 @@ class Blip2:
         used when the temperature is above 0."""
         from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+        if decoding.max_tokens > self.max_tokens:
+            raise MMCollapseError(f"max_tokens={decoding.max_tokens}: this captioner writes at most {self.max_tokens}")
         prefix_length = self.model.config.num_query_tokens + 1
         out: list[str] = []
         for start in range(0, len(images), batch):
             part = torch.from_numpy(np.ascontiguousarray(images[start : start + batch])).to(self.device)
             processors = LogitsProcessorList()
             if decoding.temperature > 0:
-                processors.append(TemperatureLogitsWarper(decoding.temperature))
+                processors.append(TemperatureLogitsWarper(float(decoding.temperature)))
                 keep = 2 if decoding.beams > 1 else 1
                 if decoding.top_k:
                     processors.append(TopKLogitsWarper(decoding.top_k, min_tokens_to_keep=keep))
@@ -153,6 +156,7 @@ class Blip2:
                     no_repeat_ngram_size=decoding.no_repeat,
                     logits_processor=processors,
                 )
+            ids = ids[:, prefix_length : prefix_length + decoding.max_tokens]
             texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
             out += [" ".join(t.split()) for t in texts]
         return out

@@ -115,7 +115,8 @@ class StableDiffusion:
         images: (n, size, size, 3) uint8."""
         latents = []
         for start in range(0, len(images), 256):
-            pixels = torch.from_numpy(images[start : start + 256]).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+            pixels = torch.from_numpy(images[start : start + 256]).to(self.device)
+            pixels = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
             latents.append(self.pipe.vae.encode(pixels).latent_dist.mean * self.pipe.vae.config.scaling_factor)
         return {"latents": torch.cat(latents), "text": self.embed(captions)}
 

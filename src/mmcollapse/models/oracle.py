@@ -35,7 +35,8 @@ class OracleNet(nn.Module):
                 layers += [nn.GroupNorm(8, previous), nn.SiLU(), nn.Conv2d(previous, width, 3, 2, 1)]
             layers.append(_Residual(width))
             previous = width
-        self.trunk = nn.Sequential(*layers, nn.GroupNorm(8, previous), nn.SiLU(), nn.Conv2d(previous, 32, 1), nn.Flatten())
+        layers += [nn.GroupNorm(8, previous), nn.SiLU(), nn.Conv2d(previous, 32, 1), nn.Flatten()]
+        self.trunk = nn.Sequential(*layers)
         self.hidden = nn.Sequential(nn.Linear(32 * 8 * 8, hidden), nn.SiLU())
         self.out = nn.Linear(hidden, sum(CLASSES.values()) + 10)
 
@@ -96,8 +97,8 @@ class Oracle:
     def __init__(self, folder: str | Path, device: str = "cpu"):
         from safetensors.torch import load_file
 
-        config = json.loads((Path(folder) / "config.json").read_text())
         self.digest, self.device = folder_digest(folder), torch.device(device)
+        config = json.loads((Path(folder) / "config.json").read_text())
         self.threshold = config["threshold"]
         self.net = OracleNet(tuple(config["widths"]), config["hidden"])
         self.net.load_state_dict({k: v.float() for k, v in load_file(Path(folder) / "model.safetensors").items()})

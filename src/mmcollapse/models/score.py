@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mmcollapse.metrics.captions import bleu4
+from mmcollapse.metrics.images import frechet, kid
 from mmcollapse.metrics.truth import captions_right, pictures_right
 from mmcollapse.models import load
 from mmcollapse.models.captioner import CaptionDecoding
@@ -14,6 +16,7 @@ from mmcollapse.models.generator import ImageDecoding
 from mmcollapse.models.judge import Judge
 from mmcollapse.models.oracle import Oracle
 
+DEFAULT = (10, 3.0)  # the generator's default budget: denoising steps, guidance
 SUBSETS = {"seen": "test", "withheld": "test-withheld", "uniform": "test-uniform"}
 
 
@@ -39,22 +42,20 @@ def score(world, models: Path, device: str, n: int = 1000, dtype: str = "float32
             latents = g.encode(batch.images, prompts)["latents"]
             again = np.concatenate([g.decode(part) for part in latents.split(256)])
             pictures(again, name, f"{name}: ", out["vae"])
-            settings = [(10, 3.0)] if name != "seen" else [(10, 3.0), (10, 1.0), (10, 2.0), (8, 1.0), (20, 3.0), (50, 3.0)]
-            for steps, guidance in settings:
+            others = [(10, 1.0), (10, 2.0), (8, 1.0), (20, 3.0), (50, 3.0)] if name == "seen" else []
+            for steps, guidance in [DEFAULT, *others]:
                 made = g.make(prompts, ImageDecoding(steps, guidance), [("score", i) for i in range(n)], batch=512)
-                label = f"{name}: " if (steps, guidance) == (10, 3.0) else f"{name}, {steps} steps, guidance {guidance:g}: "
+                default = (steps, guidance) == DEFAULT
+                label = f"{name}: " if default else f"{name}, {steps} steps, guidance {guidance:g}: "
                 pictures(made, name, label, out["generator"])
-                if (models / "judge").is_dir() and (steps, guidance) == (10, 3.0):
+                if (models / "judge").is_dir() and default:
                     judge = Judge(models / "judge", device)
-                    real, fake = judge.images(world.sample(SUBSETS[name], np.arange(n, 2 * n)).images), judge.images(made)
-                    from mmcollapse.metrics.images import frechet, kid
-
+                    real = judge.images(world.sample(SUBSETS[name], np.arange(n, 2 * n)).images)
+                    fake = judge.images(made)
                     if n >= 10 * real.shape[1]:
                         out["generator"][f"{name}: FID in judge features"] = frechet(real, fake)
                     out["generator"][f"{name}: KID in judge features"] = kid(real, fake)
     if (models / "captioner").is_dir():
-        from mmcollapse.metrics.captions import bleu4
-
         out["captioner"] = {}
         c = load(models / "captioner", device, dtype)
         for name, batch in sets.items():
@@ -77,8 +78,77 @@ def score(world, models: Path, device: str, n: int = 1000, dtype: str = "float32
     return {model: {k: float(v) for k, v in values.items()} for model, values in out.items()}
 
 
+CARDS = {
+    "vae": ("Autoencoder (diffusers AutoencoderKL), 64x64 pictures to 8x8x16 latents and back", ""),
+    "generator": (
+        "Generator: text to image, a Stable Diffusion pipeline (VAE, CLIP text encoder, U-Net with noise prediction)",
+        """from diffusers import StableDiffusionPipeline
+
+pipe = StableDiffusionPipeline.from_pretrained("{folder}", safety_checker=None)
+prompt = "a large red star left of a small blue ring on a black background"
+pipe(prompt, num_inference_steps=10, guidance_scale=3).images[0]""",
+    ),
+    "captioner": (
+        "Captioner: image to text, BLIP-2 (vision tower, Q-Former with 16 queries, OPT decoder)",
+        """from PIL import Image
+from transformers import Blip2ForConditionalGeneration, Blip2Processor
+
+model = Blip2ForConditionalGeneration.from_pretrained("{folder}", dtype="float32")
+processor = Blip2Processor.from_pretrained("{folder}")
+ids = model.generate(**processor(images=Image.open("picture.png"), return_tensors="pt"), max_new_tokens=28)
+processor.batch_decode(ids, skip_special_tokens=True)""",
+    ),
+    "judge": (
+        "Judge: a small CLIP, trained on its own split, frozen, used only to measure",
+        """from transformers import CLIPModel, CLIPProcessor
+
+model, processor = CLIPModel.from_pretrained("{folder}"), CLIPProcessor.from_pretrained("{folder}")""",
+    ),
+    "judge-2": ("Judge, second seed: an instrument check on the first", ""),
+    "oracle": (
+        "Oracle: reads the attributes of a scene from pixels; abstains when unsure",
+        """import numpy as np
+from mmcollapse.models.oracle import Oracle
+
+Oracle("{folder}").read(np.zeros((1, 64, 64, 3), np.uint8))""",
+    ),
+}
+
+
+def write_cards(models: Path, scores: dict, world: str):
+    """A README.md in each model's folder: what it is, the command that made it, its scores, how to open it."""
+    from safetensors import safe_open
+
+    for name, (what, snippet) in CARDS.items():
+        folder = models / name
+        if not folder.is_dir():
+            continue
+        parameters = 0
+        for path in folder.rglob("*.safetensors"):
+            with safe_open(path, "np") as file:
+                parameters += sum(int(np.prod(file.get_slice(k).get_shape())) for k in file.keys())
+        size = f"{parameters / 1e6:.2f} M parameters, stored in half precision"
+        lines = [f"# {what}", "", f"{size}, trained on the world `{world}`."]
+        lines += [f"Made by `make pretrain WORLD={world}`; scored by the same command ({scores['settings']})."]
+        rows = scores.get(name, {})
+        if rows:
+            lines += ["", "| measured on the test split | |", "|---|---|"]
+            lines += [f"| {k} | {v:.4g} |" for k, v in rows.items()]
+        if snippet:
+            lines += ["", "```python", snippet.format(folder=f"data/models/{world}/{name}"), "```"]
+        (folder / "README.md").write_text("\n".join(lines) + "\n")
+
+
 def write_scores(world, models: Path, device: str, n: int = 1000, dtype: str = "float32") -> dict:
-    """Score, and keep the result as scores.json beside the models."""
-    scores = score(world, models, device, n, dtype)
-    (models / "scores.json").write_text(json.dumps(scores, indent=2, sort_keys=True) + "\n")
+    """Score, keep the result as scores.json beside the models, and write their cards. Without known truth there are
+    cards only."""
+    scores: dict = {
+        "settings": f"n = {n} a subset, {dtype}; rates in 0-1; generator at 10 steps, guidance 3 if not said"
+    }
+    if world.truth:
+        scores |= score(world, models, device, n, dtype)
+    else:
+        scores["settings"] = "not scored: the truth of this world is not known"
+    (models / "scores.json").write_text(json.dumps(scores, indent=1, sort_keys=True) + "\n")
+    write_cards(models, scores, world.name)
     return scores

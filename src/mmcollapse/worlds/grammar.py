@@ -52,7 +52,7 @@ BACKGROUNDS = {
     "lavender": ["lavender", "lilac"],
 }
 # Canonical relations are two: the first object (left or top) is "left" of or "above" the second. A caption may mention
-# the second object first and then says "right of" or "below".
+# the second object first and then says "right of" or "below", which is the rarer way.
 RELATIONS = {
     "left": ["left of", "to the left of"],
     "above": ["above", "over"],
@@ -133,7 +133,7 @@ def write(scene: Scene, uniforms: np.ndarray, exponent: float = 1.0) -> str:
         what = phrase(scene.things[0])
     else:
         relation, (first, second) = RELATION_NAMES[scene.relation], scene.things
-        if next(u) >= 0.5:  # mention the right or lower thing first
+        if pick([False, True]):  # mention the right or lower thing first
             relation, first, second = INVERSE[relation], second, first
         what = f"{phrase(first)} {pick(RELATIONS[relation])} {phrase(second)}"
     # A place in front needs a lead, or the sentence would read as two unrelated phrases.

@@ -1,0 +1,268 @@
+"""The claims of the variance experiment as data, and what a result table says about them.
+
+Everything is set down here before a study runs: endpoints, contrasts, and the smallest effect of interest S. Effects
+are oriented so that the claim predicts more than 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from mmcollapse import stats
+from mmcollapse.errors import MMCollapseError
+from mmcollapse.table import KEY
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """What is compared, and on which scale (see stats.on_scale)."""
+
+    modality: str
+    metric: str
+    measurement: str
+    space: str
+    scale: str
+    subset: str = "test"
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """more - less, each an (arm, summary of a chain: "late", "auc" or "start"). smallest: S, in the unit of the scale,
+    for rates as a difference of rates. rule: see stats.verdict."""
+
+    name: str
+    endpoint: Endpoint
+    more: tuple[str, str]
+    less: tuple[str, str]
+    smallest: float
+    rule: str = "above"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim, which needs every one of its contrasts."""
+
+    id: str
+    text: str
+    contrasts: tuple[Contrast, ...]
+
+
+REC, REAL, GEN0 = ("recursive", "late"), ("real", "late"), ("gen0", "late")
+FROZEN = ("frozen-drift", "late")
+
+NUISANCE = Endpoint("image", "nuisance_ratio", "guidance 1", "oracle", "log")
+CAPTIONS = Endpoint("text", "caption_variance", "sampled", "judge", "log")
+DRIFTING = Endpoint("text", "caption_variance", "drifting", "judge", "log")
+# Alignment and quality are taken of the same samples.
+TEXT_P = Endpoint("text", "P", "greedy", "judge", "identity")
+BLEU = Endpoint("text", "bleu4", "greedy", "words", "identity")
+TEXT_RIGHT = Endpoint("text", "all_right", "greedy", "parser", "logit")
+IMAGE_P = Endpoint("image", "P", "guidance 1", "judge", "identity")
+IMAGE_RIGHT = Endpoint("image", "all_right", "guidance 1", "oracle", "logit")
+
+CLAIMS = (
+    Claim(
+        "C1",
+        "recursive fine-tuning of the text-to-image model collapses image variance",
+        (
+            Contrast("gen0 - recursive", NUISANCE, GEN0, REC, 0.10),
+            Contrast("real - recursive", NUISANCE, REAL, REC, 0.10),
+            Contrast("generation 0 - late, recursive", NUISANCE, ("recursive", "start"), REC, 0.10),
+        ),
+    ),
+    Claim(
+        "C2a",
+        "caption variance does not collapse in recursive captioning",
+        (
+            Contrast("recursive - gen0", CAPTIONS, REC, GEN0, 0.10, "not below"),
+            Contrast("recursive - real", CAPTIONS, REC, REAL, 0.10, "not below"),
+        ),
+    ),
+    Claim(
+        "C2b",
+        "caption variance grows in recursive captioning",
+        (
+            Contrast("recursive - gen0", CAPTIONS, REC, GEN0, 0.10),
+            Contrast("recursive - real", CAPTIONS, REC, REAL, 0.10),
+        ),
+    ),
+    Claim(
+        "C3",
+        "captioner: vision-language alignment improves while quality falls",
+        (
+            Contrast("alignment up: P, gen0 - recursive", TEXT_P, GEN0, REC, 0.01),
+            Contrast("quality down: BLEU-4, gen0 - recursive", BLEU, GEN0, REC, 0.02),
+            Contrast("quality down: all right, gen0 - recursive", TEXT_RIGHT, GEN0, REC, 0.03),
+        ),
+    ),
+    Claim(
+        "C3-generator",
+        "generator: vision-language alignment improves while quality falls",
+        (
+            Contrast("alignment up: P, gen0 - recursive", IMAGE_P, GEN0, REC, 0.01),
+            Contrast("quality down: all right, gen0 - recursive", IMAGE_RIGHT, GEN0, REC, 0.03),
+        ),
+    ),
+    Claim(
+        "Q1",
+        "the growth of caption variance is explained by decoding that drifts with the generation",
+        (
+            # A frozen captioner is the same in every seed: its interval is a point, conditional on the base model.
+            Contrast("late - generation 0, frozen, drifting", DRIFTING, FROZEN, ("frozen-drift", "start"), 0.10),
+            Contrast("recursive - gen0, matched decoding", CAPTIONS, REC, GEN0, 0.10, "within"),
+        ),
+    ),
+)
+
+EVERY = "every part"  # the contrast of the row that holds the verdict on the whole claim
+UNDEFINED = "undefined there: too little could be read"
+COLUMNS = ["claim", "contrast", "endpoint", "scale", "late", "S", "rule", "effect", "low", "high"]
+COLUMNS += ["seeds", "agree", "p", "verdict"]
+
+
+def conclude(table: pd.DataFrame, claims: Sequence[Claim] = CLAIMS, generations: int | None = None) -> pd.DataFrame:
+    """What the result table of one experiment says about `claims`: a tidy frame with COLUMNS, one row a contrast and
+    after them one row a claim (contrast "every part").
+
+    generations: how many were planned; default: the last generation in the table. effect, low, high and S are on the
+    contrast's scale. Seeds that one side lacks altogether are left out (`seeds` says how many pairs remain); a chain
+    that has begun but lacks a value stops the verdict, which then says what is missing. MMCollapseError: duplicate
+    rows, arms that are missing altogether, a metric with no row at all.
+    """
+    _check(table, claims)
+    planned = int(table.generation.max()) if generations is None else generations
+    late = stats.late_generations(planned)
+    span = f"generations {late[0]}-{late[-1]}" if len(late) > 1 else f"generation {late[0]}"
+    out = []
+    for claim in claims:
+        rows = []
+        for c in claim.contrasts:
+            e = c.endpoint
+            row = {"claim": claim.id, "contrast": c.name, "endpoint": f"{e.metric}, {e.measurement}", "scale": e.scale}
+            row |= {"late": f"{span} of {planned}", "rule": c.rule}
+            rows.append(row | _contrast(table, c, planned))
+        whole = {"claim": claim.id, "contrast": EVERY, "late": rows[0]["late"], "seeds": min(r["seeds"] for r in rows)}
+        out += [*rows, whole | {"verdict": stats.conjunction([r["verdict"] for r in rows])}]
+    frame = pd.DataFrame(out, columns=COLUMNS)
+    return frame.astype({"seeds": "int64", "agree": "Int64"})
+
+
+def answerable(table: pd.DataFrame) -> list[Claim]:
+    """The claims whose arms are all in the table: a run of some arms answers some claims."""
+    there = set(zip(table.arm, table.modality, strict=True))
+    wanted = {c.id: {(arm, k.endpoint.modality) for k in c.contrasts for arm, _ in (k.more, k.less)} for c in CLAIMS}
+    return [c for c in CLAIMS if wanted[c.id] <= there]
+
+
+def _check(table: pd.DataFrame, claims: Sequence[Claim]):
+    if twice := int(table.duplicated(KEY).sum()):
+        first = table[table.duplicated(KEY)].iloc[0]
+        named = ", ".join(f"{k} {first[k]}" for k in KEY)
+        raise MMCollapseError(f"{twice} duplicate row(s) in the result table, the first: {named}")
+    there = set(zip(table.arm, table.modality, strict=True))
+    wanted = {
+        (arm, c.endpoint.modality): claim.id
+        for claim in reversed(claims)
+        for c in claim.contrasts
+        for arm, _ in (c.more, c.less)
+    }
+    missing = sorted(set(wanted) - there)
+    if missing:
+        named = ", ".join(f"{arm} ({modality}, for {wanted[arm, modality]})" for arm, modality in missing)
+        raise MMCollapseError(f"the result table lacks arm(s): {named}")
+
+
+def _rows(table: pd.DataFrame, arm: str, e: Endpoint) -> pd.DataFrame:
+    """The rows of an endpoint in an arm; a value that could not be computed says so in `space`."""
+    rows = table[
+        (table.arm == arm)
+        & (table.modality == e.modality)
+        & (table.metric == e.metric)
+        & (table.measurement == e.measurement)
+        & (table.subset == e.subset)
+        & ((table.space == e.space) | table.space.str.startswith("missing"))
+    ]
+    if rows.empty:
+        raise MMCollapseError(
+            f"the result table has no {e.metric} ({e.modality}, {e.measurement}, {e.subset}, {e.space}) of arm {arm}"
+        )
+    return rows
+
+
+def _contrast(table: pd.DataFrame, c: Contrast, planned: int) -> dict:
+    sides, gaps, reasons = [], [], []
+    for arm, summary in (c.more, c.less):
+        rows = _rows(table, arm, c.endpoint)
+        sides.append(stats.chain_scalars(rows, summary, planned))
+        told = rows.space[rows.value.isna()]
+        reasons += [s.removeprefix("missing:").strip() if s.startswith("missing") else UNDEFINED for s in told]
+        for seed, missing in sides[-1].missing.items():
+            if missing:
+                gaps.append(f"{arm} seed {seed} generation {', '.join(map(str, missing))}")
+    if gaps:
+        why = f" ({reasons[0]})" if reasons else ""
+        verdict = f"no verdict: {c.endpoint.metric} is missing in {len(gaps)} chain(s), the first {gaps[0]}{why}"
+        return {"S": math.nan, "seeds": 0, "verdict": verdict}
+    differences = stats.paired_differences(*sides, c.endpoint.scale)
+    both = pd.concat([side.loc[differences.index] for side in sides])
+    smallest = stats.smallest_effect(c.smallest, c.endpoint.scale, both["value"].mean(), both["n"].min())
+    effect = stats.effect_of(differences, smallest, c.rule)
+    return {"S": smallest, **vars(effect), "verdict": stats.verdict(effect, smallest, c.rule)}
+
+
+# ---- in words
+
+
+def in_words(conclusions: pd.DataFrame, claims: Sequence[Claim] = CLAIMS) -> str:
+    """Short markdown: what the conclusions (of `conclude`) say, computed from their numbers."""
+    whole = conclusions[conclusions.contrast == EVERY].set_index("claim").verdict
+    parts = conclusions[conclusions.contrast != EVERY]
+    texts = {claim.id: claim.text for claim in claims}
+    lines = [_opening(whole, int(parts.seeds.max())), ""]
+    lines += [f"- **{claim}** ({texts[claim]}): **{verdict}**" for claim, verdict in whole.items()]
+    lines += ["", "| claim | contrast | endpoint | effect | 95% interval | S | agree | p | verdict |", "|" + "---|" * 9]
+    for row in parts.itertuples():
+        if math.isnan(row.effect):
+            numbers = ["", "", "", "", ""]
+        else:
+            interval = "" if math.isnan(row.low) else f"{row.low:+.3g} to {row.high:+.3g}"
+            effect = f"{row.effect:+.3g}" + (f" (x {math.exp(row.effect):.2f})" if row.scale == "log" else "")
+            numbers = [effect, interval, f"{row.S:.2g}", f"{row.agree} of {row.seeds}", f"{row.p:.2g}"]
+        kind = {"above": "", "not below": " (no loss)", "within": " (no change)"}[row.rule]
+        cells = [row.claim, row.contrast + kind, f"{row.endpoint}, {row.scale}", *numbers, row.verdict.split(":")[0]]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"Late is the mean of {parts.late.iloc[0]}. An effect is a difference paired by seed, on the scale named, and "
+        "above 0 where the claim predicts it; in brackets the same as a factor. S: the smallest effect of interest. "
+        "Agree: the seeds on the claim's side. p: exact two-sided sign flips.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def say(table: pd.DataFrame) -> str:
+    """Short markdown: what a result table says about the claims that its arms can answer."""
+    claims = answerable(table)
+    if not claims:
+        return "No claim is judged: none has all of its arms in this table.\n"
+    rest = [c.id for c in CLAIMS if c not in claims]
+    unasked = f"\nNot judged, for lack of arms: {', '.join(rest)}.\n" if rest else ""
+    return in_words(conclude(table, claims), claims) + unasked
+
+
+def _opening(whole: pd.Series, seeds: int) -> str:
+    needed = stats.SEEDS_NEEDED
+    if seeds == 1:
+        return (
+            f"**One seed decides nothing.** Each arm is one chain and may differ by chance; a verdict needs {needed}."
+        )
+    decided = whole[~whole.str.startswith("no verdict")]
+    if decided.empty:
+        why = f"{seeds} seeds are too few" if 0 < seeds < needed else "values are missing"
+        return f"**Nothing is decided:** {why}; a verdict needs {needed} seeds."
+    counts = ", ".join(f"{count} {name}" for name, count in decided.value_counts().sort_index().items())
+    return f"**{len(decided)} of {len(whole)} claims have a verdict:** {counts}."

@@ -1,0 +1,235 @@
+"""Runs the notebooks without a browser: one process each, parameters from the command line, progress as it happens.
+
+The executed notebook is kept beside its table. A notebook that fails does not stop the others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmcollapse.claims import say
+from mmcollapse.errors import MMCollapseError
+from mmcollapse.protocol import EXPERIMENTS, arms_of
+from mmcollapse.settings import ROOT, Settings, load_settings
+from mmcollapse.stats import SEEDS_NEEDED
+from mmcollapse.table import read_table
+
+NOTEBOOKS = ROOT / "notebooks"
+FOLDERS = ("data", "models", "runs", "results", "figures")  # settings that name a folder
+# No bars, for nobody watches them; and threads that wait do not spin: that halves the time when others use the cores.
+ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "TQDM_DISABLE": "1"}
+STAGES = ("making data", "fine-tuning", "measuring", "drawing")
+
+
+def chosen(only: str | None) -> list[str]:
+    """Names of the experiments to run, all or the one called `only`; MMCollapseError if there is no such notebook."""
+    names = [name for name in EXPERIMENTS if (NOTEBOOKS / f"{name}.ipynb").is_file()]
+    if only and only not in names:
+        raise MMCollapseError(f"only={only!r}: the notebooks are {', '.join(names)}")
+    return [only] if only else names
+
+
+def parameters(profile: str, changes: dict) -> tuple[Settings, dict]:
+    """The settings, refused by name if anything is wrong with them, and what a notebook needs to be told to get them.
+    Folders become absolute: a kernel may run elsewhere than where the command was given."""
+    settings = load_settings(profile, **changes)
+    named = {name: getattr(settings, name) for name in FOLDERS}
+    return settings, {"profile": profile} | changes | {n: str(Path(v).absolute()) for n, v in named.items() if v}
+
+
+@dataclass
+class Outcome:
+    """What came of one notebook. seconds: by stage (STAGES, and "all")."""
+
+    name: str
+    problem: str  # "" if it went well
+    log: Path
+    files: list[Path]
+    seconds: dict[str, float]
+
+
+def run(profile: str, changes: dict, only: str | None = None) -> int:
+    """Run the notebooks and say what was made; 0, or 1 if any failed, or 130 if interrupted."""
+    settings, told = parameters(profile, changes)
+    names = chosen(only)
+    for name in names:
+        arms_of(name, settings.arms)
+        if (table := settings.results_folder / f"{name}.parquet").is_file() and _tracked(table):
+            raise MMCollapseError(
+                f"{_short(table)} is shipped, and no run writes over it: give another folder (RESULTS=...)"
+            )
+    for name in ("SIGTERM", "SIGHUP"):  # like Ctrl-C: the kernel is ended too
+        signal.signal(getattr(signal, name), signal.default_int_handler)
+    outcomes = []
+    try:
+        for i, name in enumerate(names, 1):
+            print(f"[{i}/{len(names)}] {name}, profile {profile}: libraries and models are loading", flush=True)
+            outcomes.append(run_notebook(name, settings, told))
+    except KeyboardInterrupt:
+        print(f"\nmmcollapse: interrupted. {resume(settings)}", file=sys.stderr)
+        return 130
+    report(outcomes, settings)
+    return 1 if any(o.problem for o in outcomes) else 0
+
+
+def resume(settings: Settings, only: str = "") -> str:
+    """How to go on."""
+    one = f", or with ONLY={only} for that one alone" if only else ""
+    store = _short(settings.runs_folder)
+    return f"To resume, give the same command again{one}: what is finished in {store} is not done again."
+
+
+def run_notebook(name: str, settings: Settings, told: dict) -> Outcome:
+    """One notebook in a process of its own. Its lines reach the terminal as they come, and RESULTS/<name>.log."""
+    folder = settings.results_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    log, executed = folder / f"{name}.log", folder / f"{name}.ipynb"
+    order = {"notebook": str(NOTEBOOKS / f"{name}.ipynb"), "output": str(executed), "parameters": told}
+    began, now, last = time.monotonic(), time.time(), ""
+    # In a session of its own, so that Ctrl-C comes here alone and the end is orderly.
+    child = subprocess.Popen(
+        [sys.executable, "-m", "mmcollapse.runner", json.dumps(order)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        env=ENVIRONMENT,
+    )
+    try:
+        with open(log, "w") as record:
+            for line in child.stdout:
+                print(line, end="", flush=True)
+                record.write(line)
+                record.flush()
+                last = line.strip() or last
+        code = child.wait()
+    except BaseException:
+        _end(child)
+        raise
+    problem = (last or f"the process ended with {code} and said nothing") if code else ""
+    made = [
+        p for place in (folder, settings.figures_folder) for p in place.glob(f"{name}*") if p.stat().st_mtime >= now
+    ]
+    return Outcome(name, problem, log, sorted(made), _seconds(folder / f"{name}.json", executed, now, began))
+
+
+def _end(child: subprocess.Popen):
+    """End a notebook's process; its kernel sees that within a second and ends as well."""
+    child.terminate()
+    try:
+        child.wait(5)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def _seconds(provenance: Path, executed: Path, now: float, began: float) -> dict[str, float]:
+    """Seconds by stage: of the run from its provenance, of drawing from the cells tagged `draw`."""
+    found = dict.fromkeys(STAGES, 0.0)
+    if provenance.is_file() and provenance.stat().st_mtime >= now:
+        found |= json.loads(provenance.read_text()).get("stages", {})
+    if executed.is_file() and executed.stat().st_mtime >= now:
+        for cell in json.loads(executed.read_text())["cells"]:
+            if "draw" in cell["metadata"].get("tags", []):
+                found["drawing"] += cell["metadata"].get("papermill", {}).get("duration") or 0
+    return found | {"all": time.monotonic() - began}
+
+
+def report(outcomes: list[Outcome], settings: Settings):
+    """Print a line for each file, the seconds of each stage, and what failed."""
+    print("\nmade")
+    for path in (p for o in outcomes for p in o.files):
+        print(f"  {_short(path):<60} {path.stat().st_size / 1024:8,.0f} KiB")
+    for o in outcomes:
+        if not o.problem:
+            print("\n" + _verdicts(settings.results_folder / f"{o.name}.parquet"))
+    print("\n" + "".join(f"{h:>14}" for h in ("seconds", *STAGES, "other", "all")))
+    for o in outcomes:
+        values = [o.seconds[s] for s in STAGES]
+        values += [o.seconds["all"] - sum(values), o.seconds["all"]]
+        print(f"{o.name:>14}" + "".join(f"{v:14.1f}" for v in values))
+    print("  other: starting a process and a kernel, imports, opening models, statistics")
+    if settings.seeds < SEEDS_NEEDED:
+        few = "one seed decides" if settings.seeds == 1 else f"{settings.seeds} seeds decide"
+        print(f'\nNote: {few} nothing. A verdict needs {SEEDS_NEEDED} (SET="seeds={SEEDS_NEEDED}", or PROFILE=study).')
+    if failed := [o for o in outcomes if o.problem]:
+        print(f"\n{len(failed)} of {len(outcomes)} notebooks FAILED", file=sys.stderr)
+        for o in failed:
+            print(f"  {o.name}: {o.problem}\n    log: {_short(o.log)}", file=sys.stderr)
+        print(resume(settings, failed[0].name), file=sys.stderr)
+
+
+def _verdicts(table: Path) -> str:
+    """A line for each claim, from the table."""
+    lines = say(read_table(table)).splitlines()
+    return "\n".join(line.replace("**", "") for line in lines if line.startswith("- "))
+
+
+def _tracked(path: Path) -> bool:
+    """Whether git keeps `path`."""
+    try:
+        return (
+            subprocess.run(["git", "ls-files", "--error-unmatch", path], cwd=ROOT, capture_output=True).returncode == 0
+        )
+    except OSError:  # no git here
+        return False
+
+
+def _short(path: str | Path) -> str:
+    """A path as one would type it here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def prepare(name: str, told: dict, copy: Path) -> Path:
+    """A copy of a notebook with its parameters in it, not executed."""
+    import papermill
+
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    papermill.execute_notebook(NOTEBOOKS / f"{name}.ipynb", copy, told, prepare_only=True, progress_bar=False)
+    return copy
+
+
+def validate(changes: dict, only: str | None = None) -> int:
+    """Run copies of the notebooks at `smoke` through nbval, which checks that no cell raises; pytest's exit status."""
+    settings, told = parameters("smoke", changes)
+    copies = [prepare(n, told, settings.results_folder / "validate" / f"{n}.ipynb") for n in chosen(only)]
+    pytest = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--nbval-lax",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(copies[0].parent),
+    ]
+    return subprocess.run([*pytest, "-c", os.devnull, *map(str, copies)], env=ENVIRONMENT).returncode
+
+
+def _execute(notebook: str, output: str, parameters: dict) -> int:
+    """What the notebook's own process does. The last line that it prints says what went wrong."""
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    live = {"stdout_file": sys.stdout, "stderr_file": sys.stdout, "progress_bar": False}
+    try:
+        papermill.execute_notebook(notebook, output, parameters, extra_arguments=["--log-level=ERROR"], **live)
+    except PapermillExecutionError as error:
+        own = error.ename in {c.__name__ for c in (MMCollapseError, *MMCollapseError.__subclasses__())}
+        print("" if own else "\n".join(error.traceback))
+        print(f"{error.ename}: {' '.join(error.evalue.split())}", flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_execute(**json.loads(sys.argv[1])))

@@ -1,0 +1,174 @@
+"""From a number or a figure to the run that made it: folders in the store, parents up to the base model, settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from mmcollapse.errors import MMCollapseError
+from mmcollapse.settings import Settings, load_settings
+from mmcollapse.store import Item, Store
+from mmcollapse.table import COLUMNS, read_table
+
+MOST = 5  # measured sets that one call traces
+
+
+def trace(settings: Settings, experiment: str, row: str = "", figure: str = "") -> str:
+    """What is known of a row of the result table, or of the rows that a figure shows, as text.
+
+    row: a number (counted from 0), the beginning of a `hash`, or a filter such as "arm=recursive generation=2".
+    figure: one of the files of a figure. Works for things whose files were pruned: their manifests stay."""
+    if bool(row) == bool(figure):
+        raise MMCollapseError(
+            "trace needs a row or a figure: ROW=12, ROW='arm=real metric=all_right' or FIGURE=file.png"
+        )
+    if figure:
+        lines, experiment, path, rows = _of_figure(Path(figure), settings.results_folder)
+    else:
+        path = settings.results_folder / f"{experiment}.parquet"
+        lines, rows = [], select(read_table(path), row)
+    provenance = path.with_suffix(".json")
+    made = json.loads(provenance.read_text()) if provenance.is_file() else {}
+    lines += [f"{path}: {len(rows)} row{'s' * (len(rows) > 1)}"]
+    lines += ["  " + _row(number, r) for number, r in rows.head(MOST).iterrows()]
+    if len(rows) > MOST:
+        lines += ["  ..."]
+    lineages = Lineages(Store(settings.runs_folder), made)
+    sets = rows.drop_duplicates("hash")
+    if len(sets) > MOST:  # the last generation of each arm has all others as its parents
+        chains = rows[rows.arm != "world"].sort_values(["seed", "generation"], ascending=[False, True])
+        sets = chains.drop_duplicates(["modality", "arm"], keep="last")
+        lines += [f"{rows.hash.nunique()} measured sets; of each arm the last generation of the first seed:"]
+    for r in sets.itertuples():
+        lines += ["", f"{r.arm}, seed {r.seed}, generation {r.generation}:", *lineages.of(r.hash)]
+    return "\n".join([*lines, "", *_settings(made, provenance, experiment)])
+
+
+def select(table: pd.DataFrame, row: str) -> pd.DataFrame:
+    """The rows that `row` means (see trace); MMCollapseError if there are none."""
+    if row.isdecimal() and len(row) < 10:
+        if int(row) >= len(table):
+            raise MMCollapseError(f"row {row}: the table has rows 0 to {len(table) - 1}")
+        return table.iloc[[int(row)]]
+    if "=" not in row:
+        found = table[table.hash.str.startswith(row) | table.hash.str.contains(f"-{row}", regex=False)]
+    else:
+        wanted = dict(
+            re.findall(r"(\w+)=(.*?)(?=\s+\w+=|\s*$)", row)
+        )  # a value may have spaces: measurement=guidance 1
+        for name in wanted:
+            if name not in COLUMNS:
+                raise MMCollapseError(f"{name}={wanted[name]!r}: the columns are {', '.join(COLUMNS)}")
+        found = table
+        for name, value in wanted.items():
+            found = found[found[name].astype(str) == value.strip("\"'")]
+    if found.empty:
+        raise MMCollapseError(f"no row with {row}")
+    return found
+
+
+def _of_figure(file: Path, results: Path) -> tuple[list[str], str, Path, pd.DataFrame]:
+    """What the file beside a figure says: lines to print, experiment, table, the rows that the figure shows."""
+    about = file.with_suffix(".json")
+    try:
+        record = json.loads(about.read_text())
+        sources, filters = record["sources"], record["rows"]
+    except (OSError, ValueError, KeyError) as error:
+        raise MMCollapseError(f"{file} is no figure of this project: it has no {about.name} ({error})") from error
+    lines, places = [f"figure {record['figure']}, drawn by: {record['command']}"], []
+    for name, sha256 in sources.items():
+        place = next((p for p in (Path(name), results / Path(name).name) if p.is_file()), None)
+        if place is None:
+            raise MMCollapseError(
+                f"{file} was drawn from {name}, which is not there; give its folder as RESULTS=folder"
+            )
+        same = hashlib.sha256(place.read_bytes()).hexdigest() == sha256
+        lines.append(f"  from {place} ({'unchanged since' if same else 'CHANGED since: draw the figure again'})")
+        places.append(place)
+    experiment = places[0].name.split(".")[0]
+    path = places[0].with_name(f"{experiment}.parquet")
+    table = read_table(path)
+    shown = pd.Series(False, index=table.index)
+    for wanted in filters:
+        here = pd.Series(True, index=table.index)
+        for name in wanted.keys() & COLUMNS.keys():
+            here &= table[name].isin(wanted[name] if isinstance(wanted[name], list) else [wanted[name]])
+        shown |= here
+    if not shown.any():
+        raise MMCollapseError(f"{path} has none of the rows that {file} was drawn from")
+    return lines, experiment, path, table[shown]
+
+
+def _row(number: int, row: pd.Series) -> str:
+    names = [c for c in COLUMNS if c not in ("experiment", "value", "n", "hash")]
+    return f"row {number}: {', '.join(f'{c} {row[c]}' for c in names if row[c] != '')}: {row.value:.6g} (n {row.n})"
+
+
+class Lineages:
+    """Where measured sets come from, by the manifests of a store. made: the provenance of their table."""
+
+    def __init__(self, store: Store, made: dict):
+        self.store, items = store, store.items() if store.root.is_dir() else []
+        self.names = {item.name: item for item in items}
+        self.weights = {item.digest: item for item in items if item.kind == "weights"}
+        self.pairs = {item.digest: item for item in items if item.kind == "pairs"}
+        self.base = {digest: role for role, digest in made.get("models", {}).items()}
+
+    def of(self, hash_: str) -> list[str]:
+        """Lines from the measured set called `hash_` back to the base model."""
+        if hash_.startswith("world "):
+            return [f"  real pairs of {hash_}: no model made them"]
+        if hash_ in self.names:
+            item = self.names[hash_]
+            return [f"  measured   {self._item(item)}, {_decoding(item)}", *self._weights(item.inputs["makers"])]
+        known = [d for d in (*self.weights, *self.base) if d.startswith(hash_)]  # computed from settings, for a model
+        return self._weights(known[0]) if known else [f"  {hash_} is not in the store {self.store.root}"]
+
+    def _weights(self, digest: str) -> list[str]:
+        lines = []
+        while (item := self.weights.get(digest)) is not None:
+            recipe, (seed, generation, _) = item.inputs["recipe"], item.inputs["seed"]
+            how = (
+                f"{recipe['steps']} steps of {recipe['batch']}, rate {recipe['lr']:g}, {recipe['method']}, seed {seed}"
+            )
+            lines.append(f"  generation {generation}  {self._item(item)}, {how}")
+            if pairs := self.pairs.get(item.inputs["pairs"]):
+                maker = self.weights.get(pairs.inputs["makers"])
+                by = f"generation {maker.inputs['seed'][1]}" if maker else "the base model"
+                lines.append(f"    trained on {self._item(pairs)}, {_decoding(pairs)}, by {by}")
+            else:
+                lines.append(f"    trained on {item.facts.get('n', '')} real pairs, digest {item.inputs['pairs'][:20]}")
+            digest = item.inputs["parent"]
+        if digest in self.base:
+            return [*lines, f"  generation 0  the base {self.base[digest]}, digest {digest}"]
+        return [*lines, f"  from weights with digest {digest}: a base model, or of another store"]
+
+    def _item(self, item: Item) -> str:
+        pruned = ", files pruned" if item.manifest.get("pruned") else ""
+        return f"{item.folder} (made {item.manifest['made_at']}{pruned})"
+
+
+def _decoding(item: Item) -> str:
+    return "decoded with " + ", ".join(f"{k} {v:g}" for k, v in item.inputs["decoding"].items())
+
+
+def _settings(made: dict, path: Path, experiment: str) -> list[str]:
+    """The settings that made a table, and the command that makes it again."""
+    if not made:
+        return [f"settings: {path} is missing, so they are not known"]
+    now, profile = made["settings"], made["settings"]["profile"]
+    commit = (made["commit"] or "unknown") + (" and changes" if made["changed since commit"] else "")
+    lines = [
+        f"made {made['made_at']} on {made['device']} ({made['machine']}) in {made['seconds']:g} s, commit {commit}"
+    ]
+    lines += ["versions " + ", ".join(f"{k} {v}" for k, v in made["versions"].items())]
+    lines += [f"settings ({path}) " + ", ".join(f"{k}={v}" for k, v in now.items() if v != "")]
+    variables = {k: now[k] for k in ("world", "data", "runs", "results", "figures") if now.get(k)}
+    usual = vars(load_settings(profile))
+    others = [f"{k}={v}" for k, v in now.items() if k not in ("profile", *variables) and k in usual and v != usual[k]]
+    again = [f"{k.upper()}={v}" for k, v in ({"profile": profile, "only": experiment} | variables).items()]
+    return [*lines, "again: make reproduce " + " ".join(again) + (f' SET="{" ".join(others)}"' if others else "")]

@@ -1,0 +1,79 @@
+"""Every command of the README, at PROFILE=smoke and in folders of its own."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = re.findall(r"^    (make \w.*?)(?:  +#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
+
+
+def photos(folder: Path) -> str:
+    """A folder of 60 small pictures with captions, as a user may have it."""
+    folder.mkdir()
+    lines = ["image,caption"]
+    for i in range(60):
+        Image.new("RGB", (80, 64), (4 * i, 250 - 4 * i, 30 * (i % 8))).save(folder / f"{i}.png")
+        lines += [f"{i}.png,a plain picture number {i % 7} of {w}" for w in ("one", "two", "three", "four", "five")]
+    (folder / "captions.txt").write_text("\n".join(lines) + "\n")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, smoke):
+    """Options for all commands: the finished smoke run's folders, photos and photo models of the test's own."""
+    folder = tmp_path_factory.mktemp("readme")
+    return {
+        "folder": folder,
+        "scenes": {
+            "RUNS": smoke.folder / "runs",
+            "RESULTS": smoke.folder / "results",
+            "FIGURES": smoke.folder / "figures",
+        },
+        "photos": {"RUNS": folder / "runs", "RESULTS": folder / "results", "FIGURES": folder / "figures"}
+        | {"MODELS": folder / "models", "DATA": photos(folder / "photos")},
+    }
+
+
+def test_the_readme_has_its_commands():
+    assert len(COMMANDS) >= 12 and "make reproduce" in COMMANDS and "make test" in COMMANDS
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("make test", "make lab")])
+def test_command(command, place, smoke):
+    given = dict(re.findall(r'(\w+)=("[^"]*"|\S+)', command))
+    target = re.match(r"make (\S+)", command)[1]
+    options = dict(place["photos" if given.get("WORLD") == "photos" else "scenes"])
+    if "FIGURE" in given:  # the same figure, where this test has it
+        options["FIGURE"] = next(smoke.folder.glob(f"figures/{Path(given.pop('FIGURE')).name}"))
+    if given.get("PYTHON"):  # another Python: this one, which has the packages
+        options["PYTHON"] = sys.executable
+    if given.get("VENV") == "no":
+        options |= {"RUNS": place["folder"] / "gpu"} if target == "reproduce" else {}
+    if target == "pretrain" and "MODELS" not in options:
+        options["MODELS"] = place["folder"] / "new-models"  # a run never writes over the shipped ones
+    given = {k: v.strip('"') for k, v in given.items()}
+    if target == "reproduce" and "SET" in given:
+        given["SET"] = given["SET"].replace("device=cuda", "device=auto").replace("seeds=3", "seeds=1")
+        options["RESULTS"], options["FIGURES"] = place["folder"] / "set", place["folder"] / "set-figures"
+    options = {k: str(v) for k, v in (given | {"PROFILE": "smoke"} | options).items()}
+    run = subprocess.run(
+        ["make", target, *(f"{k}={v}" for k, v in options.items())],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env={k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS")},
+    )
+    assert run.returncode == 0, f"{run.stdout[-3000:]}\n{run.stderr[-3000:]}"
+    assert run.stdout
+
+
+def test_lab_opens_the_notebooks():
+    plan = subprocess.run(["make", "-n", "lab"], cwd=ROOT, capture_output=True, text=True)
+    assert "jupyterlab notebooks" in plan.stdout

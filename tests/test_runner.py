@@ -1,0 +1,165 @@
+"""Running notebooks: what the terminal shows, failures, interruptions, folders. The notebooks here need no models."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import nbformat.v4 as nb
+import pytest
+
+from mmcollapse import runner
+from mmcollapse.__main__ import main
+from mmcollapse.errors import MMCollapseError
+from mmcollapse.settings import load_settings
+
+
+@pytest.fixture
+def notebooks(tmp_path, monkeypatch):
+    """(write(name, code), lines of the terminal, react(line) hooks): a folder of notebooks of our own."""
+    place = tmp_path / "notebooks"
+    place.mkdir()
+    names, lines, reactions = [], [], []
+    monkeypatch.setattr(runner, "NOTEBOOKS", place)
+    monkeypatch.setattr(runner, "EXPERIMENTS", names)
+    monkeypatch.setattr(runner, "arms_of", lambda name, arms: [])
+    monkeypatch.setattr(runner, "_verdicts", lambda table: "- C1: no verdict")
+    monkeypatch.chdir(tmp_path)
+
+    def spy(*words, **options):
+        lines.append(" ".join(map(str, words)).rstrip("\n"))
+        for react in reactions:
+            react(lines[-1])
+
+    monkeypatch.setattr(runner, "print", spy, raising=False)
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGHUP)}
+
+    def write(name, code):
+        parameters = nb.new_code_cell(
+            "runs = results = figures = profile = seeds = None", metadata={"tags": ["parameters"]}
+        )
+        cells = [parameters, *(nb.new_code_cell(c) for c in code)]
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"}}
+        (place / f"{name}.ipynb").write_text(json.dumps(nb.new_notebook(cells=cells, metadata=kernel)))
+        names.append(name)
+
+    yield write, lines, reactions
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+FOLDERS = {"runs": "r", "results": "out", "figures": "pictures"}
+
+
+def test_a_failing_notebook_does_not_stop_the_others(notebooks, tmp_path):
+    write, lines, reactions = notebooks
+    write(
+        "01_bad", ["from mmcollapse.errors import TrainingDiverged\nraise TrainingDiverged('loss is\\nNaN at step 3')"]
+    )
+    # This cell ends only when the terminal has shown its first line: progress is seen while it works.
+    wait = "import time\nfrom pathlib import Path\nprint('fine-tuning begins')\nfor _ in range(600):\n"
+    wait += "    if Path('seen').exists(): break\n    time.sleep(0.05)\nelse: raise TimeoutError"
+    files = (
+        "Path(results, '02_good.parquet').write_text('made')\nassert Path(runs).is_absolute() and profile == 'smoke'"
+    )
+    write("02_good", [wait, files])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "02_good_old.parquet").write_text("not made now")
+    os.utime(tmp_path / "out" / "02_good_old.parquet", (1, 1))
+    reactions.append(lambda line: Path("seen").touch() if line == "fine-tuning begins" else None)
+
+    assert runner.run("smoke", FOLDERS | {"seeds": 2}) == 1
+    text = "\n".join(lines)
+    made = [line.split()[0] for line in lines if line.endswith("KiB")]
+    assert made == [
+        f"out/{n}" for n in ("01_bad.ipynb", "01_bad.log", "02_good.ipynb", "02_good.log", "02_good.parquet")
+    ]
+    assert "1 of 2 notebooks FAILED" in text
+    assert "  01_bad: TrainingDiverged: loss is NaN at step 3\n    log: out/01_bad.log" in text
+    assert "Traceback" not in text  # an error raised on purpose is one line
+    assert "ONLY=01_bad" in text and "what is finished in r is not done again" in text
+    assert "2 seeds decide nothing" in text and "- C1: no verdict" in text
+    (times,) = [line.split() for line in lines if line.split()[:1] == ["02_good"]]
+    assert len(times) == 2 + len(runner.STAGES) + 1 and float(times[-1]) > 0
+    assert "fine-tuning begins" in (tmp_path / "out" / "02_good.log").read_text()
+
+
+def test_an_interrupted_run_ends_its_kernel_and_says_how_to_resume(notebooks):
+    write, lines, reactions = notebooks
+    write("01_slow", ["import os, time\nprint('kernel', os.getpid())\ntime.sleep(600)"])
+    write("02_never", ["1"])
+
+    def interrupt(line):
+        if line.startswith("kernel "):
+            raise KeyboardInterrupt
+
+    reactions.append(interrupt)
+    assert runner.run("smoke", FOLDERS) == 130
+    assert lines[-1].startswith("\nmmcollapse: interrupted. To resume, give the same command again")
+    assert not any("02_never" in line for line in lines)
+    (kernel,) = [int(line.split()[1]) for line in lines if line.startswith("kernel ")]
+    deadline = time.monotonic() + 15
+    while Path(f"/proc/{kernel}/stat").exists() and Path(f"/proc/{kernel}/stat").read_text().split()[2] != "Z":
+        assert time.monotonic() < deadline, "the kernel lives on"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "only", "says"),
+    [
+        ({"learning_rate": 3}, None, "setting learning_rate=3 is unknown"),
+        ({"seeds": "3"}, None, "setting seeds='3': must be a whole number"),
+        ({"arms": "reel"}, None, "01_variance has no arm 'reel'"),
+        ({}, "02_varance", "only='02_varance': the notebooks are 01_variance"),
+    ],
+)
+def test_mistakes_are_refused_before_any_notebook_starts(changes, only, says, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", None)
+    with pytest.raises(MMCollapseError) as error:
+        runner.run("smoke", changes, only)
+    assert says in str(error.value)
+
+
+def test_no_run_writes_over_a_shipped_table(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    (tmp_path / "01_variance.parquet").touch()
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    monkeypatch.setattr(
+        runner, "run_notebook", lambda name, *_: runner.Outcome(name, "stood in", Path("log"), [], _zero())
+    )
+    assert runner.run("smoke", {"results": str(tmp_path)}) == 1
+    subprocess.run(["git", "add", "01_variance.parquet"], cwd=tmp_path, check=True)
+    with pytest.raises(MMCollapseError, match="is shipped, and no run writes over it"):
+        runner.run("smoke", {"results": str(tmp_path)})
+
+
+def _zero():
+    return dict.fromkeys((*runner.STAGES, "all"), 0.0)
+
+
+def test_relative_folders_mean_where_the_command_was_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings, told = runner.parameters("smoke", {"results": "out", "models": "../m", "pairs": 9})
+    assert settings == load_settings("smoke", results="out", models="../m", pairs=9)
+    assert told == {
+        "profile": "smoke",
+        "pairs": 9,
+        "results": f"{tmp_path}/out",
+        "models": f"{tmp_path}/../m",
+    }
+
+
+def test_an_error_is_one_line_and_an_exit_status(capsys, tmp_path):
+    assert main(["run", "--profile", "smoke", "--world", "photos"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "DATA=folder" in said
+    assert main(["trace", "--results", str(tmp_path), "--row", "1"]) == 1
+    assert "no result table at" in capsys.readouterr().err
+    assert main(["trace", "--results", str(tmp_path)]) == 1
+    assert "ROW=12" in capsys.readouterr().err
+    assert main(["figures", "--results", str(tmp_path), "--figures", str(tmp_path / "f")]) == 1
+    assert "run the experiment first" in capsys.readouterr().err
+    assert main(["pretrain", "--set", "seeds=3"]) == 1
+    assert "pretraining takes no settings" in capsys.readouterr().err

@@ -1,0 +1,110 @@
+"""Settings: profiles, their changes, and what is refused by name."""
+
+import math
+import sys
+from dataclasses import fields
+
+import pytest
+
+from mmcollapse import settings as settings_module
+from mmcollapse.__main__ import main
+from mmcollapse.errors import MMCollapseError
+from mmcollapse.settings import ROOT, Settings, as_dict, configure, load_settings, parse_changes, profiles
+
+
+def test_every_profile_loads_and_says_who_it_is():
+    assert {"smoke", "nano", "study"} <= set(profiles())
+    for name in profiles():
+        assert load_settings(name).profile == name
+
+
+def test_later_changes_win_and_none_means_from_the_profile():
+    assert load_settings("smoke").pairs == 8
+    assert load_settings("smoke", pairs=9, steps=None).pairs == 9
+    assert load_settings("smoke", pairs=9, steps=None).steps == load_settings("smoke").steps
+    assert load_settings("smoke", lr_generator=0).lr_generator == 0.0  # a whole number is a number
+    assert type(load_settings("smoke", lr_generator=0).lr_generator) is float
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"learning_rate": 1e-4}, "setting learning_rate=0.0001 is unknown; settings are arms, "),
+        ({"seeds": "3"}, "setting seeds='3': must be a whole number"),
+        ({"seeds": 3.0}, "setting seeds=3.0: must be a whole number"),
+        ({"seeds": True}, "setting seeds=True: must be a whole number"),
+        ({"lr_generator": "1e-4"}, "setting lr_generator='1e-4': must be a number"),
+        ({"runs": 3}, "setting runs=3: must be a text"),
+        ({"arms": ["real"]}, "setting arms=['real']: must be a text"),
+        ({"seeds": 0}, "setting seeds=0: allowed are 1 to 1000"),
+        ({"lr_generator": math.nan}, "setting lr_generator=nan: allowed are 0 to 1"),
+        ({"world": "mars"}, "setting world='mars': allowed are scenes, photos"),
+        ({"device": "gpu"}, "setting device='gpu': allowed are cpu, cuda, auto"),
+        ({"world": "photos"}, "needs the folder of your pictures (DATA=folder)"),
+    ],
+)
+def test_what_is_wrong_is_refused_by_name(change, says):
+    with pytest.raises(MMCollapseError) as error:
+        load_settings("smoke", **change)
+    assert says in str(error.value)
+
+
+def test_a_profile_that_is_not_there_or_not_right_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(MMCollapseError, match="profile='smok': allowed are nano, smoke, study"):
+        load_settings("smok")
+    monkeypatch.setattr(settings_module, "PROFILES", tmp_path)
+    (tmp_path / "mine.toml").write_text("seedz = 3\n")
+    with pytest.raises(MMCollapseError, match="setting seedz=3 is unknown"):
+        load_settings("mine")
+    (tmp_path / "mine.toml").write_text("seeds = \n")
+    with pytest.raises(MMCollapseError, match="mine.toml is damaged"):
+        load_settings("mine")
+
+
+def test_a_notebook_gives_its_names_and_nothing_else():
+    def cell():
+        """A function that the notebook imported."""
+
+    notebook = {"__name__": "__main__", "_": 1, "In": [], "sys": sys, "configure": configure, "cell": cell}
+    assert configure(notebook) == load_settings("nano")
+    assert configure(notebook | {"profile": "smoke", "seeds": None, "pairs": 9}).pairs == 9
+    with pytest.raises(MMCollapseError, match="setting seed=3 is unknown"):  # papermill would only warn
+        configure(notebook | {"profile": "smoke", "seed": 3})
+    with pytest.raises(MMCollapseError, match="setting pairs='9': must be a whole number"):
+        configure(notebook | {"pairs": "9"})
+
+
+def test_the_cell_of_the_settings_can_be_run_again():
+    """In a notebook that was run to its end there are also its results."""
+    import pandas as pd
+
+    there = {"profile": "smoke", "settings": load_settings("smoke"), "table": pd.DataFrame(), "drawn": pd.Series()}
+    assert configure(there) == load_settings("smoke")
+
+
+def test_changes_of_the_command_line_are_typed():
+    given = parse_changes(["seeds=3", "lr_generator=1e-5", "arms=real,gen0", "models=a=b"])
+    assert given == {"seeds": 3, "lr_generator": 1e-5, "arms": "real,gen0", "models": "a=b"}
+    for wrong in ["seeds", "seedz=3", "seeds=3.5", "seeds=", "lr_generator=fast"]:
+        with pytest.raises(MMCollapseError, match=wrong.split("=")[0]):
+            parse_changes([wrong])
+
+
+def test_folders_that_are_not_given_follow_the_profile():
+    settings = load_settings("smoke")
+    assert settings.results_folder == ROOT / "data" / "results" / "smoke"
+    assert settings.figures_folder == ROOT / "figures" / "smoke"
+    assert settings.models_folder == ROOT / "data" / "models" / "scenes"
+    assert str(load_settings("smoke", results="a").results_folder) == "a"
+
+
+def test_the_record_holds_every_setting():
+    assert set(as_dict(load_settings("smoke"))) == {f.name for f in fields(Settings)}
+
+
+@pytest.mark.parametrize("command", ["run", "figures", "status", "sweep", "bench", "validate"])
+def test_a_mistake_on_the_command_line_is_one_line(command, capsys, tmp_path):
+    folders = ["--runs", str(tmp_path), "--results", str(tmp_path), "--figures", str(tmp_path)]
+    assert main([command, *folders, "--set", "seeds=three"]) == 1
+    said = capsys.readouterr()
+    assert said.err == "mmcollapse: setting seeds='three': must be a whole number\n" and not said.out

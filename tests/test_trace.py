@@ -1,0 +1,113 @@
+"""From a row or a figure back to the run."""
+
+import json
+import shutil
+
+import pytest
+
+from mmcollapse.__main__ import main
+from mmcollapse.store import Store
+from mmcollapse.table import read_table
+
+RIGHT = "arm=recursive metric=all_right generation=2 modality=image measurement=guidance 1 subset=test"
+
+
+@pytest.fixture
+def trace(smoke, capsys):
+    """trace(option, value, ...): what the command says, or its error."""
+
+    def call(*arguments):
+        code = main(["trace", *smoke.options, *arguments])
+        said = capsys.readouterr()
+        assert code == (1 if said.err else 0)
+        return said.err or said.out
+
+    return call
+
+
+@pytest.fixture
+def table(smoke):
+    return read_table(smoke.folder / "results" / "01_variance.parquet")
+
+
+def test_a_row_is_traced_to_the_base_model(trace, table, smoke):
+    said = trace("--row", RIGHT)
+    (row,) = table.query(
+        "arm == 'recursive' and metric == 'all_right' and generation == 2 and modality == 'image'"
+        " and measurement == 'guidance 1' and subset == 'test'"
+    ).itertuples()
+    assert f"row {row.Index}: " in said and f": {row.value:.6g} (n {row.n})" in said
+    store = Store(smoke.folder / "runs")
+    measured = store.find(row.hash)
+    assert f"measured   {measured.folder} (made {measured.manifest['made_at']}, files pruned)" in said
+    by_digest = {item.digest: item for item in store.items("weights")}
+    second = by_digest[measured.inputs["makers"]]
+    first = by_digest[second.inputs["parent"]]
+    places = [said.index(f"generation 2  {second.folder}"), said.index(f"generation 1  {first.folder}")]
+    places += [said.index(f"generation 0  the base generator, digest {first.inputs['parent']}")]
+    assert places == sorted(places)
+    assert said.count("trained on ") == 2 and "by generation 1" in said and "by the base model" in said
+    assert "2 steps of 4, rate 0.0001, full, seed 0" in said
+    assert "again: make reproduce PROFILE=smoke ONLY=01_variance WORLD=scenes RUNS=" in said
+
+
+def test_a_number_a_hash_and_a_filter_mean_the_same_row(trace, table):
+    said = trace("--row", RIGHT)
+    number = said.split("row ")[2].split(":")[0] if "1 row\n" not in said else said.split("  row ")[1].split(":")[0]
+    assert trace("--row", number) == said
+    hash_ = table.hash[int(number)]
+    for way in (hash_, hash_[:12], hash_.split("-")[1][:10]):
+        assert hash_ in trace("--row", way)
+
+
+def test_other_kinds_of_rows(trace):
+    assert "of world scenes" in trace("--row", "arm=world metric=kid measurement=guidance 1")
+    floor = trace("--row", "metric=sampling_floor arm=real generation=2")
+    assert "generation 2  " in floor and floor.count("trained on 8 real pairs") == 2
+    frozen = trace("--row", "arm=frozen-length metric=bleu4 generation=1")
+    assert "min_tokens 29" in frozen and "the base captioner" in frozen and "trained on" not in frozen
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ("123456", "row 123456: the table has rows 0 to "),
+        ("arm=reel", "no row with arm=reel"),
+        ("colour=red", "colour='red': the columns are experiment, "),
+        ("pairs-xyz", "no row with pairs-xyz"),
+    ],
+)
+def test_a_row_that_is_not_there(trace, row, says):
+    assert says in trace("--row", row)
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "json"])
+def test_a_figure_is_traced(trace, smoke, ending):
+    said = trace("--figure", str(smoke.folder / "figures" / f"01_variance_drift.{ending}"))
+    assert "figure 01_variance_drift, drawn by: python -m mmcollapse figures" in said and "(unchanged since)" in said
+    for arm in ("recursive", "recursive-drift", "gen0-drift", "real", "frozen-length"):
+        assert f"\n{arm}, seed 0, generation 2:\n" in said
+    assert "again: make reproduce PROFILE=smoke" in said
+
+
+def test_a_wall_of_pictures_is_traced(trace, smoke):
+    said = trace("--figure", str(smoke.folder / "figures" / "01_variance_wall.png"))
+    assert "01_variance.samples.parquet (unchanged since)" in said and "\nrecursive, seed 0, generation 2:\n" in said
+
+
+def test_a_figure_of_a_table_that_changed_says_so(trace, smoke, tmp_path):
+    figure = tmp_path / "01_variance_drift.json"
+    record = json.loads((smoke.folder / "figures" / figure.name).read_text())
+    record["sources"] = dict.fromkeys(record["sources"], "0" * 64)
+    figure.write_text(json.dumps(record))
+    assert "CHANGED since: draw the figure again" in trace("--figure", str(figure))
+    figure.write_text("{}")
+    assert "is no figure of this project" in trace("--figure", str(figure))
+
+
+def test_a_shipped_table_is_traced_without_its_store(trace, smoke, tmp_path):
+    said = trace("--row", RIGHT, "--runs", str(tmp_path / "no"))
+    assert f"is not in the store {tmp_path / 'no'}" in said and "pairs=8" in said and "again: make" in said
+    for name in ("01_variance.parquet",):
+        shutil.copy(smoke.folder / "results" / name, tmp_path)
+    assert "01_variance.json is missing" in trace("--row", RIGHT, "--results", str(tmp_path))
