@@ -68,7 +68,7 @@ class StableDiffusion:
 
         self.digest = folder_digest(folder)
         self.pipe = StableDiffusionPipeline.from_pretrained(
-            folder, torch_dtype=torch.float32, safety_checker=None, local_files_only=True
+            folder, dtype=torch.float32, safety_checker=None, local_files_only=True
         ).to(device)
         self.pipe.set_progress_bar_config(disable=True)
         self.device, self.dtype = torch.device(device), dtype

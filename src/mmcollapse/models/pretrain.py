@@ -318,7 +318,7 @@ def _generator(run: Run):
     from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
 
-    vae = AutoencoderKL.from_pretrained(run.out / "vae", torch_dtype=torch.float32, local_files_only=True)
+    vae = AutoencoderKL.from_pretrained(run.out / "vae", dtype=torch.float32, local_files_only=True)
     vae.to(run.device, memory_format=torch.channels_last)
     images, ids, _, _ = run.data("base")
     latents = _encode(vae, images) * vae.config.scaling_factor

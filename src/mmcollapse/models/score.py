@@ -102,7 +102,8 @@ processor.batch_decode(ids, skip_special_tokens=True)""",
         "Judge: a small CLIP, trained on its own split, frozen, used only to measure",
         """from transformers import CLIPModel, CLIPProcessor
 
-model, processor = CLIPModel.from_pretrained("{folder}"), CLIPProcessor.from_pretrained("{folder}")""",
+model = CLIPModel.from_pretrained("{folder}")
+processor = CLIPProcessor.from_pretrained("{folder}")""",
     ),
     "judge-2": ("Judge, second seed: an instrument check on the first", ""),
     "oracle": (
