@@ -25,7 +25,7 @@ from mmcollapse.metrics.truth import sampling_floor
 from mmcollapse.models import load
 from mmcollapse.models.judge import Judge
 from mmcollapse.models.oracle import Oracle
-from mmcollapse.protocol import Protocol, arms_of
+from mmcollapse.protocol import arms_of
 from mmcollapse.settings import ROOT, Settings, as_dict
 from mmcollapse.store import Store, load_pairs, save_pairs
 from mmcollapse.table import check_complete, to_table, write_table
@@ -146,7 +146,6 @@ def run_experiment(experiment: str, settings: Settings) -> pd.DataFrame:
 
 def _write_samples(pictures: list[tuple[str, dict]], tools: Instruments, path: Path):
     """The kept samples of the first seed, and the real pictures and captions they answer to, as one Parquet file."""
-    import shutil
     import tempfile
 
     images, captions, columns = (
@@ -180,7 +179,6 @@ def _write_samples(pictures: list[tuple[str, dict]], tools: Instruments, path: P
         save_pairs(Path(folder), np.stack(images), captions, columns)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, (Path(folder) / "pairs.parquet").read_bytes())
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_provenance(experiment, settings, study, tools, table, failures, folder, seconds, progress):
@@ -238,6 +236,3 @@ def _write_provenance(experiment, settings, study, tools, table, failures, folde
         "stages": {stage: round(spent, 1) for stage, spent in progress.seconds.items()},
     }
     write_whole(folder / f"{experiment}.json", (json.dumps(record, indent=1, default=list) + "\n").encode())
-
-
-__all__ = ["Protocol", "open_study", "run_experiment"]

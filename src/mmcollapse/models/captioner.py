@@ -49,8 +49,8 @@ class _GumbelMax:
     1954). The noise is a sample's own, (n, max_tokens + 1, vocabulary), so the draw does not depend on the batch. With
     beams, every beam of a sample sees the sample's noise of that step, and the search runs on the perturbed scores."""
 
-    def __init__(self, noise: torch.Tensor, prompt_length: int, beams: int):
-        self.noise, self.prompt_length, self.beams = noise, prompt_length, beams
+    def __init__(self, noise: torch.Tensor, prompt_length: int):
+        self.noise, self.prompt_length = noise, prompt_length
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         noise = self.noise[:, input_ids.shape[1] - self.prompt_length]
@@ -144,7 +144,7 @@ class Blip2:
                     processors.append(TopPLogitsWarper(decoding.top_p, min_tokens_to_keep=keep))
                 shape = (decoding.max_tokens + 1, self.model.config.text_config.vocab_size)
                 noise = gumbel(keys[start : start + batch], shape).to(self.device)
-                processors.append(_GumbelMax(noise, prefix_length, decoding.beams))
+                processors.append(_GumbelMax(noise, prefix_length))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
                 ids = self.model.generate(
                     pixel_values=self.pixels(part),

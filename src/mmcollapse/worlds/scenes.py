@@ -20,12 +20,9 @@ import numpy as np
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.worlds import Batch
 from mmcollapse.worlds.grammar import (
-    BACKGROUND_NAMES,
     CAPTION_UNIFORMS,
     COLOUR_NAMES,
-    RELATION_NAMES,
     SHAPE_NAMES,
-    SIZE_NAMES,
     Scene,
     Thing,
     write,
@@ -341,6 +338,3 @@ class Scenes:
         """Mean length in words of a reference caption, from 2,000 of them."""
         captions = self._captions("base", np.arange(400), self._attributes("base", np.arange(400)))
         return float(np.mean([len(c.split()) for five in captions for c in five]))
-
-
-__all__ = ["BACKGROUND_NAMES", "NUISANCE", "RELATION_NAMES", "SIZE_NAMES", "Scenes", "WITHHELD", "uniforms", "visible"]
