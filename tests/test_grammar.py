@@ -18,6 +18,7 @@ from mmcollapse.worlds.grammar import (
     SIZES,
     Scene,
     Thing,
+    confusions,
     parse,
     vocabulary,
     write,
@@ -184,6 +185,20 @@ def test_more_words_after_the_sentence_are_refused():
         got = parse(text(pieces) + " zebra")
         assert got.scene is None
         assert "'zebra'" in got.error and str(len(text(pieces).split()) + 1) in got.error
+
+
+def test_confusions_use_the_same_words_for_another_scene():
+    a, b = Thing(0, 1, 0), Thing(2, 3, 1)
+    found = confusions(Scene((a, b), 1, 4))
+    assert found == {
+        "places exchanged": Scene((b, a), 1, 4),
+        "the other relation": Scene((a, b), 0, 4),
+        "colours exchanged": Scene((Thing(0, 3, 0), Thing(2, 1, 1)), 1, 4),
+        "sizes exchanged": Scene((Thing(0, 1, 1), Thing(2, 3, 0)), 1, 4),
+    }
+    alike = Thing(2, 1, 0)  # of the colour and size of a: nothing to exchange there
+    assert set(confusions(Scene((a, alike), 0, 0))) == {"places exchanged", "the other relation"}
+    assert confusions(Scene((a,), None, 2)) == {"the other size": Scene((Thing(0, 1, 1),), None, 2)}
 
 
 def test_words_are_disjoint_between_attributes():

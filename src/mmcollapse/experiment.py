@@ -181,6 +181,13 @@ def _write_samples(pictures: list[tuple[str, dict]], tools: Instruments, path: P
         write_whole(path, (Path(folder) / "pairs.parquet").read_bytes())
 
 
+def _source() -> str:
+    """Digest of the package's files."""
+    here = Path(__file__).parent
+    files = sorted(p for p in here.rglob("*") if p.suffix in (".py", ".toml"))
+    return digest_of([[p.relative_to(here).as_posix(), p.read_text()] for p in files])
+
+
 def _write_provenance(experiment, settings, study, tools, table, failures, folder, seconds, progress):
     """What made the table: settings, code, versions, device, instruments, wall time. Not part of the table, for it
     differs between two runs of equal result."""
@@ -231,6 +238,7 @@ def _write_provenance(experiment, settings, study, tools, table, failures, folde
         "machine": platform.machine(),
         "versions": versions,
         "commit": git("rev-parse", "HEAD"),
+        "source": _source(),  # says which code it was where no git is at hand, or something was changed
         "changed since commit": bool(git("status", "--porcelain", "--untracked-files=no")),
         "seconds": round(seconds, 1),
         "stages": {stage: round(spent, 1) for stage, spent in progress.seconds.items()},

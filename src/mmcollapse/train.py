@@ -74,7 +74,8 @@ def train(
     data: tensors with one first dimension, all on the device that is trained on.
     draw: (n, generator) -> the step's random inputs, such as noise and timesteps, on the generator's device.
     key: names the run; batches and random inputs are a function of it and of the step alone.
-    average: tensors like `parameters` that follow them as an exponential moving average.
+    average: tensors like `parameters` that follow them as an exponential moving average, begun anew after a quarter
+        of the steps so that nothing of the start is left in it.
     gpu_noise: draw on the GPU (pretraining, where speed counts more than equality across devices).
     on_step: called every `every` steps with (steps done, loss).
     checkpoint: a file to continue from where it exists, written every 1,000 steps and removed at the end (pretraining;
@@ -149,6 +150,8 @@ def train(
                 _restore(saved, parameters, optimiser, average)
             optimiser.param_groups[0]["lr"] = recipe.lr_at(i)
             output = step(batch)
+        if average is not None and i + 1 == recipe.steps // 4:
+            torch._foreach_copy_(average, [p.detach() for p in parameters])
         if (i + 1) % every == 0 or i + 1 == recipe.steps:
             value = float(output)
             if not math.isfinite(value):

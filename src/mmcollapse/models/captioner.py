@@ -116,7 +116,10 @@ class Blip2:
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Mean cross-entropy of the next token. Padding stands on the right, where causal attention never looks, so no
         mask is needed."""
-        prefix = self.features(batch["images"])
+        return self.words_loss(self.features(batch["images"]), batch)
+
+    def words_loss(self, prefix: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The loss, given the pictures as the decoder sees them (`features`)."""
         words = self.model.get_input_embeddings()(batch["ids"])
         logits = self.model.language_model(inputs_embeds=torch.cat([prefix, words], 1)).logits
         logits = logits[:, prefix.shape[1] : -1].flatten(0, 1).float()

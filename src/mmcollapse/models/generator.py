@@ -36,14 +36,16 @@ class ImageDecoding:
         return self.steps * (2 if self.guidance > 1 else 1)
 
 
-def denoising_loss(unet, scheduler, latents, text, draws) -> torch.Tensor:
+def denoising_loss(unet, scheduler, latents, text, draws, weights=None) -> torch.Tensor:
     """Mean squared error of the predicted noise (Ho et al. 2020, eq. 14).
 
-    latents (n, c, h, w); text (n, tokens, d): prompt embeddings; draws: from `noise_draws`.
+    latents (n, c, h, w); text (n, tokens, d): prompt embeddings; draws: from `noise_draws`; weights (n,) of the
+    samples, 1 if not given.
     """
     noisy = scheduler.add_noise(latents, draws["noise"], draws["timesteps"])
     predicted = unet(noisy, draws["timesteps"], text, return_dict=False)[0]
-    return torch.nn.functional.mse_loss(predicted.float(), draws["noise"])
+    error = (predicted.float() - draws["noise"]) ** 2
+    return error.mean() if weights is None else (error.flatten(1).mean(1) * weights).mean()
 
 
 def noise_draws(n: int, g: torch.Generator, shape: tuple[int, ...], timesteps: int) -> dict[str, torch.Tensor]:

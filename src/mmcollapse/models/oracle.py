@@ -65,9 +65,8 @@ def nuisance_scale() -> tuple[np.ndarray, np.ndarray]:
     return np.array([SIZE / 2, SIZE / 2, 10.0, 0, 0]), np.array([SIZE / 2, SIZE / 2, 4.0, ROTATION, HUE])
 
 
-def targets(scenes: list[Scene], nuisance: np.ndarray) -> dict[str, np.ndarray]:
-    """Training targets: each head's class (n,), -1 where it does not apply, and "nuisance" (n, 2, 5) scaled, NaN where
-    there is no thing."""
+def attributes(scenes: list[Scene]) -> dict[str, np.ndarray]:
+    """Each head's class (n,), -1 where it does not apply."""
     rows = {name: np.full(len(scenes), -1, np.int64) for name in CLASSES}
     for i, scene in enumerate(scenes):
         rows["count"][i], rows["background"][i] = len(scene.things) - 1, scene.background
@@ -75,8 +74,13 @@ def targets(scenes: list[Scene], nuisance: np.ndarray) -> dict[str, np.ndarray]:
             rows["relation"][i] = scene.relation
         for slot, thing in enumerate(scene.things):
             rows[f"shape{slot}"][i], rows[f"colour{slot}"][i], rows[f"size{slot}"][i] = thing
+    return rows
+
+
+def targets(scenes: list[Scene], nuisance: np.ndarray) -> dict[str, np.ndarray]:
+    """Training targets: `attributes` and "nuisance" (n, 2, 5) scaled, NaN where there is no thing."""
     centre, half = nuisance_scale()
-    return rows | {"nuisance": ((nuisance - centre) / half).astype(np.float32)}
+    return attributes(scenes) | {"nuisance": ((nuisance - centre) / half).astype(np.float32)}
 
 
 @dataclass

@@ -14,6 +14,7 @@ import pickle
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,11 @@ import torch
 
 from mmcollapse.models.generator import P_DROP, denoising_loss, noise_draws
 from mmcollapse.train import Recipe, train
+from mmcollapse.worlds.grammar import BACKGROUNDS, CAPTION_UNIFORMS, COLOURS, confusions, write
 
 LATENTS, FACTOR = 16, 8  # latent channels; 64 pixels become 8x8
+NEGATIVES = 2  # wrong captions kept ready for a picture
+P_RECOLOUR = 0.3  # share of a captioner's training pictures whose colours are changed and not to be named
 WIDTH = 128  # of text encoder, captioner and judge
 
 
@@ -52,10 +56,10 @@ SCALES = {
         pictures=120_000,
         tokens=24,
         vocabulary=1000,
-        vae=_recipe(3_500, 128, 1e-3),
+        vae=_recipe(5_000, 128, 1e-3),
         oracle=_recipe(9_000, 512, 1e-3),
         judge=_recipe(4_000, 768, 1e-3),
-        generator=_recipe(26_000, 256, 1e-3),
+        generator=_recipe(16_000, 256, 1e-3),
         captioner=_recipe(15_000, 512, 1e-3),
     ),
     # 1,000 photos cannot make a good model; they prove the path.
@@ -143,17 +147,36 @@ class Run:
             images, ids = torch.cat([images, images.flip(2)]), torch.cat([ids, ids])
         return images, ids.to(self.device), scenes, nuisance
 
+    def negatives(self, scenes: list) -> torch.Tensor:
+        """Caption ids (n, NEGATIVES, tokens) of scenes that only what belongs to what tells from `scenes`, those of the
+        judge's split. Half of them have the two things exchanged, which is the hardest to see."""
+        path = self.out / ".cache" / f"judge-{len(scenes)}" / "negatives.npy"
+        if not path.is_file():
+            random = np.random.default_rng(self.seed)
+            captions = []
+            for scene in scenes:
+                others = list(confusions(scene).values())
+                for k in random.integers(len(others), size=NEGATIVES) * (random.random(NEGATIVES) < 0.5):
+                    captions.append(write(others[k], random.random(CAPTION_UNIFORMS)))
+            np.save(path, self.ids(captions).numpy())
+        return torch.from_numpy(np.load(path)).view(len(scenes), NEGATIVES, -1).to(self.device)
+
     def tokenizer(self):
         from transformers import CLIPTokenizer
 
         return CLIPTokenizer.from_pretrained(self.out / "tokenizer", local_files_only=True)
 
     def ids(self, captions: list[str]) -> torch.Tensor:
+        """Token ids (n, tokens), padded and cut as the tokenizer would. No token of CLIP's crosses white space, so each
+        word is tokenized once: 600,000 captions take seconds instead of a minute."""
         tokenizer = self.tokenizer()
-        settings = {"padding": "max_length", "truncation": True, "max_length": self.scale.tokens}
-        unique = {c: i for i, c in enumerate(dict.fromkeys(captions))}
-        rows = torch.tensor(tokenizer(list(unique), **settings).input_ids)
-        return rows[[unique[c] for c in captions]]
+        words = {word for caption in captions for word in caption.split()}
+        table = {word: tokenizer(word, add_special_tokens=False).input_ids for word in words}
+        out = np.full((len(captions), self.scale.tokens), tokenizer.pad_token_id)
+        for row, caption in zip(out, captions, strict=True):
+            found = [i for word in caption.split() for i in table[word]][: self.scale.tokens - 2]
+            row[: len(found) + 2] = [tokenizer.bos_token_id, *found, tokenizer.eos_token_id]
+        return torch.from_numpy(out)
 
     def train(self, loss, parameters, data, draw, recipe: Recipe, average=None):
         start = time.monotonic()
@@ -259,10 +282,12 @@ def _tokenizer(run: Run):
 
 def _vae(run: Run):
     """KL autoencoder, 64x64x3 to 8x8x16: L1 and squared error of the pixels, a light KL term, and the L1 of horizontal
-    and vertical differences, which keeps the edges of small shapes."""
+    and vertical differences, which keeps the edges of small shapes. Pictures of rare shapes and colours are shown more
+    often: the autoencoder is the glass that every model looks through, and must not blur the tail by itself."""
     from diffusers import AutoencoderKL
 
-    images = torch.from_numpy(corpus(run.world, "base", run.scale.pictures, run.out / ".cache")[0]).to(run.device)
+    images, _, scenes, _ = corpus(run.world, "base", run.scale.pictures, run.out / ".cache")
+    images = torch.from_numpy(images if scenes is None else images[_balanced(scenes)]).to(run.device)
     widths = (32, 48, 64, 64)
     vae = AutoencoderKL(
         *(3, 3),
@@ -299,6 +324,14 @@ def _vae(run: Run):
     half(vae, run.folder)
 
 
+def _balanced(scenes: list) -> np.ndarray:
+    """Indices (n,) of `scenes`, drawn by the rarer pair in each: the commonest shape or colour comes 4 to 5 times as
+    often as the rarest, instead of 11 times."""
+    shapes, colours = (np.bincount([t[k] for s in scenes for t in s.things], minlength=10) for k in (0, 1))
+    rarity = [max(1 / np.sqrt(shapes[t.shape] * colours[t.colour]) for t in s.things) for s in scenes]
+    return np.random.default_rng(0).choice(len(scenes), len(scenes), p=np.array(rarity) / np.sum(rarity))
+
+
 @torch.no_grad()
 def _put(parameters, values):
     for p, value in zip(parameters, values, strict=True):
@@ -313,15 +346,53 @@ def _encode(vae, images: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts).float()
 
 
+def _heads(run: Run, scenes: list | None, data: dict, width: int = WIDTH) -> torch.nn.ModuleDict:
+    """Linear heads that tell the attributes of a scene from `width` features; their targets are added to `data`. None
+    where the truth is not known."""
+    from mmcollapse.models.oracle import CLASSES, attributes
+
+    if scenes is None:
+        return torch.nn.ModuleDict()
+    data |= {name: torch.from_numpy(v).to(run.device) for name, v in attributes(scenes).items()}
+    return torch.nn.ModuleDict({name: torch.nn.Linear(width, n) for name, n in CLASSES.items()}).to(run.device)
+
+
+def _telling(heads: torch.nn.ModuleDict, features: torch.Tensor, batch: dict, where: torch.Tensor | None = None):
+    """Mean cross-entropy of what `heads` tell from `features` (n, width), of the samples in `where` (n,)."""
+    total = features.new_zeros(())
+    for name, head in heads.items():
+        target = batch[name] if where is None else torch.where(where, batch[name], -1)
+        told = torch.nn.functional.cross_entropy(head(features).float(), target, ignore_index=-1)
+        total = total + told / len(heads)
+    return total
+
+
+MOST_WEIGHT = 20.0
+UNET = {
+    "layers_per_block": 1,
+    "norm_num_groups": 16,
+    "block_out_channels": (64, 96),  # 8x8 and 4x4
+    "down_block_types": ("CrossAttnDownBlock2D",) * 2,
+    "up_block_types": ("CrossAttnUpBlock2D",) * 2,
+    "attention_head_dim": 4,  # the number of heads, whatever its name says
+}
+
+
 def _generator(run: Run):
-    """Text encoder and U-Net, trained together on the VAE's latents; saved as a Stable Diffusion pipeline."""
+    """Text encoder and U-Net, trained together on the VAE's latents; saved as a Stable Diffusion pipeline. The squared
+    error of the noise is weighted by 1 / alpha_bar, at most MOST_WEIGHT: that is the error of velocity (Salimans and Ho
+    2022). Unweighted, high noise, where what stands where is decided, counts for next to nothing.
+
+    Where the truth is known, the last position of the text encoder also learns to tell the attributes of the scene, the
+    left or top thing first. Who is meant to stand where is said by one word in the middle of a sentence, and a
+    denoising loss alone finds that out last, if at all."""
     from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
 
     vae = AutoencoderKL.from_pretrained(run.out / "vae", dtype=torch.float32, local_files_only=True)
     vae.to(run.device, memory_format=torch.channels_last)
-    images, ids, _, _ = run.data("base")
-    latents = _encode(vae, images) * vae.config.scaling_factor
+    images, ids, scenes, _ = run.data("base")
+    data = {"latents": _encode(vae, images) * vae.config.scaling_factor, "ids": ids}
     del images
     tokenizer = run.tokenizer()
     text_encoder = CLIPTextModel(_clip_text_config(run, tokenizer, layers=4)).to(run.device)
@@ -329,15 +400,8 @@ def _generator(run: Run):
         sample_size=run.world.image_size // FACTOR,
         in_channels=LATENTS,
         out_channels=LATENTS,
-        layers_per_block=1,
         cross_attention_dim=WIDTH,
-        norm_num_groups=16,
-        # one level of 8x8 with two attention layers a block: at this size what binds words to things is attention
-        block_out_channels=(96,),
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
-        transformer_layers_per_block=2,
-        attention_head_dim=4,  # the number of heads, whatever its name says
+        **UNET,
     ).to(run.device, memory_format=torch.channels_last)
     # linear betas reach nearly pure noise, so that the colour of the background does not leak through to the last step
     scheduler = DDIMScheduler(
@@ -349,16 +413,20 @@ def _generator(run: Run):
 
     def loss(batch):
         one = batch["ids"].gather(1, batch["which"][:, None, None].expand(-1, 1, batch["ids"].shape[2]))[:, 0]
-        text = text_encoder(input_ids=torch.where((batch["drop"] < P_DROP)[:, None], null, one))[0]
-        return denoising_loss(unet, noising, batch["latents"], text, batch)
+        dropped = batch["drop"] < P_DROP
+        text = text_encoder(input_ids=torch.where(dropped[:, None], null, one))[0]
+        weights = (1 / noising.alphas_cumprod[batch["timesteps"]]).clamp(max=MOST_WEIGHT)
+        total = denoising_loss(unet, noising, batch["latents"], text, batch, weights)
+        return total + _telling(heads, text[:, -1], batch, ~dropped)
 
     def draw(n, g):
         which = {"which": torch.randint(5, (n,), generator=g, device=g.device)}
-        return noise_draws(n, g, tuple(latents.shape[1:]), 1000) | which
+        return noise_draws(n, g, tuple(data["latents"].shape[1:]), 1000) | which
 
-    parameters = [*unet.parameters(), *text_encoder.parameters()]
+    heads = _heads(run, scenes, data)
+    parameters = [*unet.parameters(), *text_encoder.parameters(), *heads.parameters()]
     average = [p.detach().clone() for p in parameters]
-    run.train(loss, parameters, {"latents": latents, "ids": ids}, draw, run.scale.generator, average)
+    run.train(loss, parameters, data, draw, run.scale.generator, average)
     _put(parameters, average)
     pipe = StableDiffusionPipeline(
         vae=vae,
@@ -404,7 +472,12 @@ def _image_settings(size: int) -> dict:
 
 
 def _captioner(run: Run):
-    """BLIP-2: vision tower, Q-Former and an OPT decoder, trained together from nothing on one random reference each."""
+    """BLIP-2: vision tower, Q-Former and an OPT decoder, trained together from nothing on one random reference each.
+
+    In a scene, what shape a thing has must not be read off its colour, or a pair that was never seen is named as one
+    that was. So some pictures come with their colours changed, by a permutation of the channels and as a negative;
+    the colours that the decoder reads are then any colours, and those it should say are not counted. And what the
+    queries find must also tell the attributes by itself, before any word is said."""
     from transformers import (
         Blip2Config,
         Blip2ForConditionalGeneration,
@@ -452,7 +525,7 @@ def _captioner(run: Run):
             num_hidden_layers=3,
             num_attention_heads=4,
             word_embed_proj_dim=112,
-            max_position_embeddings=16 + run.scale.tokens + 8,
+            max_position_embeddings=80,  # queries, and captions half as long again as the drifting schedule's longest
             dropout=0.0,
             **words,
         ).to_dict(),
@@ -463,7 +536,7 @@ def _captioner(run: Run):
     torch.nn.init.normal_(model.query_tokens, std=0.02)
     model.generation_config.update(**words)
     model.language_model.generation_config.update(**words)
-    images, ids, _, _ = run.data("base")
+    images, ids, scenes, _ = run.data("base")
     ends = (ids == tokenizer.eos_token_id).int().cumsum(-1)  # padding is the end token too: all but the first end
     labels = torch.where((ends > 1) | (ids == tokenizer.bos_token_id), -100, ids)
     settings = _image_settings(size)
@@ -473,18 +546,44 @@ def _captioner(run: Run):
     adapter = Blip2.__new__(Blip2)
     adapter.model, adapter.mean, adapter.std = model, mean, std
 
+    def words_of(*tables):
+        ids = tokenizer.convert_tokens_to_ids([f"{w}</w>" for table in tables for ws in table.values() for w in ws])
+        return torch.tensor(ids, device=run.device)
+
+    colours, any_colour = words_of(COLOURS), torch.zeros(len(tokenizer), dtype=torch.bool, device=run.device)
+    any_colour[words_of(COLOURS, BACKGROUNDS)] = True
+    channels = torch.tensor(list(permutations(range(3))), device=run.device)
+
     def loss(batch):
         which = batch["which"][:, None, None].expand(-1, 1, ids.shape[2])
         chosen = {name: batch[name].gather(1, which)[:, 0] for name in ("ids", "labels")}
-        return adapter.loss({"images": batch["images"]} | chosen)
+        pixels, truth = batch["images"], {name: batch[name] for name in heads}
+        if scenes is not None:
+            change = batch["change"] < P_RECOLOUR
+            order = channels[(batch["order"] * len(channels)).long()][:, None, None].expand_as(pixels)
+            other = pixels.gather(3, order)
+            other = torch.where((batch["negative"] < 0.5)[:, None, None, None], 255 - other, other)
+            pixels = torch.where(change[:, None, None, None], other, pixels)
+            hidden = any_colour[chosen["ids"]] & change[:, None]
+            anything = colours[(batch["words"] * len(colours)).long()]
+            chosen["ids"] = torch.where(hidden, anything, chosen["ids"])
+            chosen["labels"] = torch.where(hidden, -100, chosen["labels"])
+            for name in ("colour0", "colour1", "background"):
+                truth[name] = torch.where(change, -1, truth[name])
+        prefix = adapter.features(pixels)
+        return adapter.words_loss(prefix, chosen) + _telling(heads, prefix.flatten(1), truth)
 
     def draw(n, g):
-        return {"which": torch.randint(5, (n,), generator=g, device=g.device)}
+        on = {"generator": g, "device": g.device}
+        random = {k: torch.rand(n, **on) for k in ("change", "order", "negative")}
+        return random | {"which": torch.randint(5, (n,), **on), "words": torch.rand((n, ids.shape[2]), **on)}
 
     model.train()
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    data = {"images": images, "ids": ids, "labels": labels}
+    heads = _heads(run, scenes, data, 16 * 112)
+    parameters = [p for p in model.parameters() if p.requires_grad] + list(heads.parameters())
     average = [p.detach().clone() for p in parameters]
-    run.train(loss, parameters, {"images": images, "ids": ids, "labels": labels}, draw, run.scale.captioner, average)
+    run.train(loss, parameters, data, draw, run.scale.captioner, average)
     _put(parameters, average)
     half(model.eval(), run.folder)
     Blip2Processor(BlipImageProcessor(**settings), tokenizer, num_query_tokens=16).save_pretrained(run.folder)
@@ -492,45 +591,69 @@ def _captioner(run: Run):
 
 
 def _judge(run: Run):
-    """CLIP, contrastive (Radford et al. 2021), on the judge's own split, which holds every attribute pair."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPVisionConfig
+    """A small CLIP on the judge's own split, which holds every attribute pair."""
+    from transformers import CLIPImageProcessor, CLIPProcessor
 
-    tokenizer, size = run.tokenizer(), run.world.image_size
+    model = _contrastive(run)
+    half(model, run.folder)
+    eye = CLIPImageProcessor(**_image_settings(run.world.image_size), do_center_crop=False)
+    CLIPProcessor(eye, run.tokenizer()).save_pretrained(run.folder)
+    run.link_tokenizer()
+
+
+def _contrastive(run: Run):
+    """CLIP, contrastive (Radford et al. 2021). Against the captions of the other pictures of a batch a bag of words
+    would do; so every picture also stands against a wrong caption that has the same words (hard negatives, as in
+    NegCLIP, Yuksekgonul et al. 2023), and both towers also learn to tell the scene, where its truth is known."""
+    from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
+
+    tokenizer = run.tokenizer()
     vision = CLIPVisionConfig(
         hidden_size=WIDTH,
         intermediate_size=4 * WIDTH,
         num_hidden_layers=3,
         num_attention_heads=4,
-        image_size=size,
+        image_size=run.world.image_size,
         patch_size=8,
         projection_dim=64,
     )
-    text = _clip_text_config(run, tokenizer, layers=2)
+    text = _clip_text_config(run, tokenizer, layers=3)
     config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=64)
     model = CLIPModel(config).to(run.device)
-    images, ids, _, _ = run.data("judge")
+    images, ids, scenes, _ = run.data("judge")
+    data = {"images": images, "ids": ids}
+    see, read = _heads(run, scenes, data), _heads(run, scenes, data)
+    if scenes is not None:
+        data["wrong"] = run.negatives(scenes)
+
+    def texts(ids, which):
+        one = ids.gather(1, which[:, None, None].expand(-1, 1, ids.shape[2]))[:, 0]
+        return model.text_model(input_ids=one).pooler_output
+
+    def unit(features):
+        return torch.nn.functional.normalize(features.float(), dim=1)
 
     def loss(batch):
-        one = batch["ids"].gather(1, batch["which"][:, None, None].expand(-1, 1, ids.shape[2]))[:, 0]
         pixels = batch["images"].permute(0, 3, 1, 2).float() / 127.5 - 1
-        image = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
-        words = model.text_projection(model.text_model(input_ids=one).pooler_output)
-        image, words = (torch.nn.functional.normalize(v.float(), dim=1) for v in (image, words))
-        logits = image @ words.T * model.logit_scale.exp().clamp(max=100)
+        pooled, words = model.vision_model(pixel_values=pixels).pooler_output, texts(batch["ids"], batch["which"])
+        seen, scale = unit(model.visual_projection(pooled)), model.logit_scale.exp().clamp(max=100)
+        logits = scale * seen @ unit(model.text_projection(words)).T
+        rows = logits
+        if "wrong" in batch:
+            wrong = unit(model.text_projection(texts(batch["wrong"], batch["which"] % NEGATIVES)))
+            rows = torch.cat([logits, scale * (seen * wrong).sum(1, keepdim=True)], 1)
         target = torch.arange(len(logits), device=logits.device)
-        return 0.5 * sum(torch.nn.functional.cross_entropy(v, target) for v in (logits, logits.T))
+        contrast = 0.5 * sum(torch.nn.functional.cross_entropy(v, target) for v in (rows, logits.T))
+        return contrast + _telling(see, pooled, batch) + _telling(read, words, batch)
 
     def draw(n, g):
         return {"which": torch.randint(5, (n,), generator=g, device=g.device)}
 
-    parameters = list(model.parameters())
+    parameters = [*model.parameters(), *see.parameters(), *read.parameters()]
     average = [p.detach().clone() for p in parameters]
-    run.train(loss, parameters, {"images": images, "ids": ids}, draw, run.scale.judge, average)
+    run.train(loss, parameters, data, draw, run.scale.judge, average)
     _put(parameters, average)
-    half(model, run.folder)
-    eye = CLIPImageProcessor(**_image_settings(size), do_center_crop=False)
-    CLIPProcessor(eye, tokenizer).save_pretrained(run.folder)
-    run.link_tokenizer()
+    return model
 
 
 # Share of an oracle batch that is no scene (two pictures mixed): there it learns to be sure of nothing.

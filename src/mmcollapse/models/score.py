@@ -15,6 +15,7 @@ from mmcollapse.models.captioner import CaptionDecoding
 from mmcollapse.models.generator import ImageDecoding
 from mmcollapse.models.judge import Judge
 from mmcollapse.models.oracle import Oracle
+from mmcollapse.worlds.grammar import CAPTION_UNIFORMS, confusions, write
 
 DEFAULT = (10, 3.0)  # the generator's default budget: denoising steps, guidance
 SUBSETS = {"seen": "test", "withheld": "test-withheld", "uniform": "test-uniform"}
@@ -75,7 +76,30 @@ def score(world, models: Path, device: str, n: int = 1000, dtype: str = "float32
                 nearest = (x @ y.T).argmax(1)
                 truth = [batch.scenes[i] == batch.scenes[k] for i, k in enumerate(nearest)]
                 out[which][f"{name}: image to text, first of 500 right"] = np.mean(truth)
+                for what, rate in told_apart(judge, batch).items():
+                    out[which][f"{name}: told from {what}"] = rate
     return {model: {k: float(v) for k, v in values.items()} for model, values in out.items()}
+
+
+def told_apart(judge: Judge, batch) -> dict[str, float]:
+    """{what a careless reader would confuse a scene of two things with: share of pictures nearer to their own caption},
+    0.5 is chance."""
+    random = np.random.default_rng(0)
+    right: dict[str, list] = {}
+    two = [i for i, s in enumerate(batch.scenes) if len(s.things) == 2]
+    x, y = judge.images(batch.images[two]), judge.texts([batch.captions[i][0] for i in two])
+    own = (x * y).sum(1) / np.linalg.norm(y, axis=1)
+    rows, wrong, names = [], [], []
+    for row, i in enumerate(two):
+        for what, scene in confusions(batch.scenes[i]).items():
+            rows.append(row)
+            names.append(what)
+            wrong.append(write(scene, random.random(CAPTION_UNIFORMS)))
+    z = judge.texts(wrong)
+    other = (x[rows] * z).sum(1) / np.linalg.norm(z, axis=1)
+    for what, better in zip(names, own[rows] > other, strict=True):
+        right.setdefault(what, []).append(better)
+    return {what: float(np.mean(values)) for what, values in right.items()}
 
 
 CARDS = {

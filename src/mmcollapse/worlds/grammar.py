@@ -140,6 +140,22 @@ def write(scene: Scene, uniforms: np.ndarray, exponent: float = 1.0) -> str:
     return f"{place} {lead or 'there is'} {what}" if place_first else f"{lead} {what} {place}".strip()
 
 
+def confusions(scene: Scene) -> dict[str, Scene]:
+    """{what was changed: scene}: the scenes that a reader of words, not of sentences, takes for `scene`. Of two things:
+    places, colours or sizes exchanged, the other relation, where that makes a difference; of one: the other size."""
+    if len(scene.things) == 1:
+        thing = scene.things[0]
+        return {"the other size": scene._replace(things=(thing._replace(size=1 - thing.size),))}
+    a, b = scene.things
+    others = {
+        "places exchanged": scene._replace(things=(b, a)),
+        "the other relation": scene._replace(relation=1 - scene.relation),
+        "colours exchanged": scene._replace(things=(a._replace(colour=b.colour), b._replace(colour=a.colour))),
+        "sizes exchanged": scene._replace(things=(a._replace(size=b.size), b._replace(size=a.size))),
+    }
+    return {what: other for what, other in others.items() if other != scene}
+
+
 def _lookup(table: dict[str, list[str]]) -> dict[tuple[str, ...], int]:
     return {tuple(word.split()): i for i, words in enumerate(table.values()) for word in words}
 

@@ -203,9 +203,7 @@ class Scenes:
         u = uniforms(self.seed, f"{split}/attributes", indices, 10)
         uniform = split == "test-uniform"
         zipfian, flat = self._tables(self.exponent), self._tables(0.0)
-        if (
-            split == "judge"
-        ):  # the instruments must read every attribute, tails included: every second sample is uniform
+        if split == "judge":  # instruments must read every attribute, tails included: every second sample is uniform
             odd = np.asarray(indices) % 2 == 1
             values = np.where(odd[:, None], self._choose(flat, u, "all"), self._choose(zipfian, u, "all"))
         else:
