@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import pandas as pd
 import pytest
 
 from mmcollapse.__main__ import main
@@ -60,12 +61,23 @@ def test_a_number_a_hash_and_a_filter_mean_the_same_row(trace, table):
         assert hash_ in trace("--row", way)
 
 
+def test_rows_of_several_seeds_are_summed_up(table):
+    from mmcollapse.trace import _over_seeds
+
+    some = table[(table.arm == "real") & (table.metric == "all_right") & (table.measurement == "guidance 1")]
+    some = some[(some.subset == "test") & (some.generation == 1)]
+    assert len(some) == 1 and _over_seeds(some) == []
+    three = pd.concat([some.assign(seed=s, value=v) for s, v in enumerate((0.5, 0.75, 0.25))])
+    (line,) = _over_seeds(three)
+    assert "mean of 3 seeds 0.5 (0.25 to 0.75)" in line and "generation 1" in line and "seed 0" not in line
+
+
 def test_other_kinds_of_rows(trace):
     assert "of world scenes" in trace("--row", "arm=world metric=kid measurement=guidance 1")
     floor = trace("--row", "metric=sampling_floor arm=real generation=2")
     assert "generation 2  " in floor and floor.count("trained on 8 real pairs") == 2
     frozen = trace("--row", "arm=frozen-length metric=bleu4 generation=1")
-    assert "min_tokens 29" in frozen and "the base captioner" in frozen and "trained on" not in frozen
+    assert "min_tokens 33" in frozen and "the base captioner" in frozen and "trained on" not in frozen
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@ leaves the other groups alone.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import nan
 
 import numpy as np
 
 from mmcollapse.digests import digest_of
-from mmcollapse.loop import Study, Weights
+from mmcollapse.loop import Study, Weights, prompts
 from mmcollapse.metrics import alignment as align
 from mmcollapse.metrics import captions as text
 from mmcollapse.metrics import images as image
@@ -43,6 +43,7 @@ class Instruments:
     study: Study
     judge: Judge
     oracle: Oracle | None
+    _drawn: dict = field(default_factory=dict)  # what was sampled: drawing takes longer than looking a score up
 
     @cached_property
     def digests(self) -> dict[str, str]:
@@ -51,8 +52,17 @@ class Instruments:
     def sample(self, subset: str, n: int):
         """`n` real pairs to measure on, or as many as a finite world has."""
         split = {"test": "test", "withheld": "test-withheld", "uniform": "test-uniform"}[subset]
-        size = self.study.world.size(split)
-        return self.study.world.sample(split, np.arange(n if size is None else min(n, size)))
+        if (split, n) not in self._drawn:
+            size = self.study.world.size(split)
+            self._drawn[split, n] = self.study.world.sample(split, np.arange(n if size is None else min(n, size)))
+        return self._drawn[split, n]
+
+    def trained_on(self, seed: int):
+        """Some of a chain's own prompts: the gap to the test prompts is memorisation."""
+        if seed not in self._drawn:
+            indices, _ = prompts(self.study, seed)
+            self._drawn[seed] = self.study.world.sample("chain", indices[: self.study.settings.probes])
+        return self._drawn[seed]
 
     @cached_property
     def prompts(self):
@@ -96,16 +106,8 @@ def measure_generator(study: Study, tools: Instruments, weights: Weights, seed: 
     for subset in subsets:
         rows += _score_pictures(study, tools, weights, tools.sample(subset, s.probes), 1, 1.0, subset, full=False)
     if study.world.truth:
-        rows += _score_pictures(study, tools, weights, _trained_on(study, seed), 1, 1.0, "train", full=False)
+        rows += _score_pictures(study, tools, weights, tools.trained_on(seed), 1, 1.0, "train", full=False)
     return rows
-
-
-def _trained_on(study: Study, seed: int):
-    """Some of the chain's own prompts: the gap to the test prompts is memorisation."""
-    from mmcollapse.loop import prompts
-
-    indices, _ = prompts(study, seed)
-    return study.world.sample("chain", indices[: study.settings.probes])
 
 
 def _score_pictures(study, tools, weights, real, noises, guidance, subset, full: bool) -> list[dict]:
@@ -190,7 +192,7 @@ def measure_captioner(
     if protocol.data != "none":
         rows += _score_captions(study, tools, weights, real, matched, "sampled", "test", full=True)
         rows += _score_captions(study, tools, weights, real, greedy, "greedy", "test", full=True)
-        rows += _score_captions(study, tools, weights, _trained_on(study, seed), greedy, "greedy", "train", full=False)
+        rows += _score_captions(study, tools, weights, tools.trained_on(seed), greedy, "greedy", "train", full=False)
     if protocol.measured_drift:
         drifted = study.caption_decoding(protocol.measured_drift, generation)
         rows += _score_captions(study, tools, weights, real, drifted, "drifting", "test", full=True)

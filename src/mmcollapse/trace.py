@@ -37,6 +37,7 @@ def trace(settings: Settings, experiment: str, row: str = "", figure: str = "") 
     lines += ["  " + _row(number, r) for number, r in rows.head(MOST).iterrows()]
     if len(rows) > MOST:
         lines += ["  ..."]
+    lines += _over_seeds(rows)
     lineages = Lineages(Store(settings.runs_folder), made)
     sets = rows.drop_duplicates("hash")
     if len(sets) > MOST:  # the last generation of each arm has all others as its parents
@@ -101,6 +102,20 @@ def _of_figure(file: Path, results: Path) -> tuple[list[str], str, Path, pd.Data
     if not shown.any():
         raise MMCollapseError(f"{path} has none of the rows that {file} was drawn from")
     return lines, experiment, path, table[shown]
+
+
+def _over_seeds(rows: pd.DataFrame) -> list[str]:
+    """Where rows differ in the seed alone: their mean and range, a line a value."""
+    names = [c for c in COLUMNS if c not in ("experiment", "seed", "space", "value", "n", "hash")]
+    lines = []
+    for key, some in rows.groupby(names, sort=False):
+        if some.seed.nunique() > 1:
+            what = ", ".join(f"{n} {v}" for n, v in zip(names, key, strict=True) if v != "")
+            values = some.value
+            lines.append(
+                f"  mean of {len(some)} seeds {values.mean():.4g} ({values.min():.4g} to {values.max():.4g}): {what}"
+            )
+    return lines[:MOST] + (["  ..."] if len(lines) > MOST else [])
 
 
 def _row(number: int, row: pd.Series) -> str:

@@ -186,6 +186,7 @@ class Scenes:
         self.exponent, self.seed = float(exponent), int(seed)
         self.digest = f"scenes-{VERSION}-{self.exponent!r}-{self.seed}"
         joint = np.outer(zipf(10, exponent), zipf(10, exponent))
+        self._length: float | None = None
         self.pair_probability = joint  # (10, 10) shape x colour, before anything is withheld
 
     def size(self, split: str) -> int | None:
@@ -334,5 +335,7 @@ class Scenes:
 
     def references_length(self) -> float:
         """Mean length in words of a reference caption, from 2,000 of them."""
-        captions = self._captions("base", np.arange(400), self._attributes("base", np.arange(400)))
-        return float(np.mean([len(c.split()) for five in captions for c in five]))
+        if self._length is None:  # every measurement asks for it
+            captions = self._captions("base", np.arange(400), self._attributes("base", np.arange(400)))
+            self._length = float(np.mean([len(c.split()) for five in captions for c in five]))
+        return self._length
