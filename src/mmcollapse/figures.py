@@ -286,7 +286,7 @@ def _grid(source: Source, panels: Sequence[Panel], columns: int, about: str) -> 
     note = textwrap.wrap(f"{about} {_facts(source, panels)}", LETTERS)
     legend = 0.27 if len({arm for panel in panels for arm in panel.arms}) <= 3 else 0.42
     # All in inches: a cell is a panel with its title above, its labels left and below.
-    rows, cell, title, left, below = math.ceil(len(panels) / columns), 2.1, 0.25, 0.7, 0.42
+    rows, cell, title, left, below = math.ceil(len(panels) / columns), 2.1, 0.25, 0.78, 0.42
     wide = (WIDTH - 0.1) / columns
     height = legend + rows * cell + LINE * len(note) + 0.15
     figure = Figure(figsize=(WIDTH, height))
@@ -447,7 +447,8 @@ def _wall(source: Source) -> Drawn:
     chains = frame[frame.arm != "world"]
     arms = [arm for arm in TRAINED if (chains.arm == arm).any()]
     generations = _spread(chains.generation.unique(), 11)
-    numbers = sorted(int(i) for i in chains.number.unique())[:4]
+    across = len(arms) if len(arms) * (len(generations) + 1) <= 16 else 1  # few generations: walls stand side by side
+    numbers = sorted(int(i) for i in chains.number.unique())[: 4 if across == 1 else 8]
     prompts = chains.drop_duplicates("number").set_index("number").prompt
     pictures = {(r.arm, r.generation, r.number): _pixels(r.image) for r in frame.itertuples() if r.number in numbers}
     real = [("world", 0)] * any(("world", 0, i) in pictures for i in numbers)
@@ -463,7 +464,6 @@ def _wall(source: Source) -> Drawn:
 
     # All in inches, from the top left corner.
     left, head, foot, gap = 2.05, 0.3, 0.45, 0.2
-    across = len(arms) if len(arms) * count <= 16 else 1  # few generations: the walls stand side by side
     down = len(arms) // across
     inch = min(0.8, ((WIDTH - left - 0.1) / across - gap) / (count * cell / size))
     wide, tall = (((n - 1) * cell + size) / size * inch for n in (count, len(numbers)))
