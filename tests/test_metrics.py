@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from mmcollapse.errors import MMCollapseError
+from mmcollapse.metrics import images as image
 from mmcollapse.metrics.alignment import alignment
 from mmcollapse.metrics.captions import bleu4, first_words, lengths, vocabulary
 from mmcollapse.metrics.images import embedding_variance, frechet, kid, split_variance
@@ -214,6 +216,69 @@ def test_kid_is_deterministic_and_leaves_the_global_generator_alone(rng):
     assert kid(x, y, subsets=5) == first
     small = kid(x[:300], y[:300])
     assert kid(x[:300][order[order < 300]], y[:300]) == pytest.approx(small, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("d", [3, 40])
+def test_frechet_is_clean_fids(d, rng):
+    from cleanfid.fid import frechet_distance
+
+    mix = rng.normal(size=(d, d))
+    real, fake = rng.normal(size=(500, d)) @ mix, 0.7 * rng.normal(size=(450, d)) @ mix + 0.3
+    theirs = frechet_distance(real.mean(0), np.cov(real.T), fake.mean(0), np.cov(fake.T))
+    assert image.frechet(real, fake) == pytest.approx(float(theirs), rel=1e-6)
+    assert image.frechet(real, real) == pytest.approx(0, abs=1e-8)
+    still = [np.hstack([v, np.full((len(v), 1), 2.0)]) for v in (real, fake)]  # a feature that never changes
+    assert image.frechet(*still) == pytest.approx(float(theirs), rel=1e-6)
+
+
+def test_support_by_hand():
+    real, fake = np.array([[0.0], [1], [3], [7]]), np.array([[0.5], [1.5], [20], [21]])
+    # k = 1: real reaches 1, 1, 2, 4 (balls [-1, 1], [0, 2], [1, 5], [3, 11]); made reaches 1, 1, 1, 1
+    found = image.support(real, fake, k=1)
+    assert found["precision"] == 2 / 4 and found["recall"] == 2 / 4  # 3 and 7 are in no made ball
+    assert found["density"] == (2 + 2) / 4  # .5 lies in two balls, 1.5 in two
+    assert found["coverage"] == 3 / 4
+
+
+def test_support_of_prdcs_vector():
+    """prdc's README: two samples of N(0, I), 10,000 x 1,000, k = 5."""
+    g = torch.Generator().manual_seed(0)
+    real, fake = (torch.randn(10_000, 1_000, generator=g) for _ in range(2))
+
+    def distances(a, b):
+        return torch.cdist(a, b).square().numpy()
+
+    with pytest.MonkeyPatch.context() as patch:  # float32 on all cores: the test is about the counting
+        patch.setattr(image, "_distances", lambda a, b: distances(torch.from_numpy(a), torch.from_numpy(b)))
+        found = image.support(real.numpy(), fake.numpy(), k=5)
+    assert [found["precision"], found["recall"]] == pytest.approx([0.4772, 0.4705], abs=0.02)
+    assert found["density"] == pytest.approx(1.0555, abs=0.04)  # a few samples in the middle lie in most balls
+    assert found["coverage"] == pytest.approx(0.9735, abs=0.01)
+
+
+def test_support_tells_lost_modes_from_lost_quality(rng):
+    centres = 30 * rng.normal(size=(10, 8))
+    real, again, less = (centres[rng.integers(m, size=600)] + rng.normal(size=(600, 8)) for m in (10, 10, 5))
+    same, modes, noisy = (image.support(real, v) for v in (again, less, again + 8 * rng.normal(size=(600, 8))))
+    assert min(same.values()) > 0.8
+    assert modes["precision"] > 0.8 and modes["recall"] < 0.65 and modes["coverage"] < 0.65
+    assert noisy["precision"] < 0.3 and noisy["density"] < 0.3
+    assert image.support(real[::-1], again[rng.permutation(600)]) == pytest.approx(same)
+
+
+def test_vendi_of_its_readmes_vectors():
+    kernel = np.array([[1, 0.9, 0], [0.9, 1, 0], [0, 0, 1]])
+    assert image.vendi(np.linalg.cholesky(kernel)) == pytest.approx(2.1573, abs=1e-4)
+    assert image.vendi(3 * np.eye(7)) == pytest.approx(7)
+    assert image.vendi(np.ones((5, 2))) == pytest.approx(1)
+
+
+def test_vendi_counts_what_differs(rng):
+    few = np.repeat(np.linalg.qr(rng.normal(size=(20, 20)))[0], 6, axis=0)  # 20 kinds, each six times
+    assert image.vendi(few) == pytest.approx(20) and image.vendi(few[rng.permutation(120)]) == pytest.approx(20)
+    assert image.vendi(few[:60]) == pytest.approx(10)
+    wide = rng.normal(size=(8, 50))  # fewer samples than dimensions
+    assert image.vendi(wide) == pytest.approx(image.vendi(np.hstack([wide, np.zeros((8, 100))])))
 
 
 def test_embedding_variance_is_the_mean_unbiased_variance(rng):

@@ -29,7 +29,7 @@ from mmcollapse.store import load_pairs, save_pairs
 from mmcollapse.worlds.grammar import parse
 from mmcollapse.worlds.scenes import NUISANCE
 
-GROUPS = {"truth": 1, "distance": 1, "alignment": 1, "words": 1, "samples": 1}
+GROUPS = {"truth": 1, "distance": 1, "support": 1, "alignment": 1, "words": 1, "samples": 1}
 SHOWN = 8  # samples a set that are kept for figures
 
 NO_TRUTH = "missing: this world has no known truth"
@@ -135,6 +135,7 @@ def _score_pictures(study, tools, weights, real, noises, guidance, subset, full:
         )
     if full:
         rows.add("judge", scored("distance", lambda x, c: _picture_distances(tools, x, noises)))
+        rows.add("judge", scored("support", lambda x, c: _picture_support(tools, x)))
         rows.add("judge", scored("alignment", lambda x, c: _alignment(tools, x, c)))
         scored.samples(np.arange(0, len(captions), noises)[:SHOWN])
     scored.done()
@@ -173,6 +174,14 @@ def _picture_distances(tools, images, noises) -> Scores:
         "variance_between": (between, n // noises),
         "kid": (image.kid(tools.real_features, features), n),
     }
+
+
+def _picture_support(tools, images) -> Scores:
+    features, n = tools.judge.images(images), len(images)
+    found = {"vendi": image.vendi(features)}
+    if min(n, len(tools.real_features)) > 5:
+        found |= image.support(tools.real_features, features)
+    return {name: (value, n) for name, value in found.items()}
 
 
 def _alignment(tools, images, captions) -> Scores:
@@ -267,6 +276,7 @@ def measure_world(study: Study, tools: Instruments) -> list[dict]:
             scenes = [scene for scene in tools.prompts.scenes for _ in range(s.noises)]
             part.add("oracle", _picture_truth(study, tools, images, scenes, s.noises, True))
             part.add("judge", _picture_distances(tools, images, s.noises))
+            part.add("judge", _picture_support(tools, images))
             part.add("judge", _alignment(tools, images, captions))
         else:
             for metric in ("variance_within", "variance_between", "nuisance_ratio"):
