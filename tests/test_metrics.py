@@ -9,7 +9,7 @@ import torch
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.metrics import images as image
 from mmcollapse.metrics.alignment import alignment
-from mmcollapse.metrics.captions import bleu4, first_words, lengths, vocabulary
+from mmcollapse.metrics.captions import bleu4, distinct, first_words, lengths, self_bleu, vocabulary
 from mmcollapse.metrics.images import embedding_variance, frechet, kid, split_variance
 from mmcollapse.metrics.truth import (
     ATTRIBUTES,
@@ -136,6 +136,38 @@ def test_bleu_by_hand():
     assert bleu4(["a b c d"], [["a b c e", "x b c d"]]) == 0
     closest = bleu4(["a b c d e f"], [["a b c d e f g", "a b c d e f g h i j k"]])
     assert closest == pytest.approx(math.exp(1 - 7 / 6))
+
+
+def test_self_bleu_is_sacrebleus_sentence_bleu(world):
+    from sacrebleu.metrics import BLEU
+
+    some = [five[0] for five in world.sample("test", range(30)).captions]
+    some += ["a dog", "A dog, a dog!", "", "a a a a a a", some[0], "entirely other words here", "word"]
+    judge = BLEU(lowercase=True, effective_order=True)
+    each = [judge.sentence_score(c, some[:i] + some[i + 1 :]).score / 100 for i, c in enumerate(some)]
+    assert self_bleu(some) == pytest.approx(np.mean(each), abs=1e-12)
+    assert self_bleu(some, most=20) == pytest.approx(
+        np.mean(
+            [
+                judge.sentence_score(c, [o for k, o in enumerate(some[:20]) if k != i]).score / 100
+                for i, c in enumerate(some[:20])
+            ]
+        ),
+        abs=1e-12,
+    )
+
+
+def test_self_bleu_rises_as_captions_become_alike(world):
+    varied = [five[0] for five in world.sample("test", range(60)).captions]
+    values = [self_bleu(varied[: 60 - k] + [varied[0]] * k) for k in (0, 20, 40, 59)]
+    assert values == sorted(values) and values[-1] > 0.9 > values[0]
+    assert self_bleu(["the same few words here"] * 5) == pytest.approx(1)
+
+
+def test_distinct_counts_ngrams():
+    assert distinct(["a b a", "a b"], 1) == 2 / 5
+    assert distinct(["a b a", "A b"], 2) == 2 / 3
+    assert math.isnan(distinct(["a", "b"], 2))
 
 
 def test_bleu_grows_with_references_and_ignores_order():

@@ -29,7 +29,7 @@ from mmcollapse.store import load_pairs, save_pairs
 from mmcollapse.worlds.grammar import parse
 from mmcollapse.worlds.scenes import NUISANCE
 
-GROUPS = {"truth": 1, "distance": 1, "support": 1, "alignment": 1, "words": 1, "samples": 1}
+GROUPS = {"truth": 1, "distance": 1, "support": 1, "alignment": 1, "words": 2, "samples": 1}
 SHOWN = 8  # samples a set that are kept for figures
 
 NO_TRUTH = "missing: this world has no known truth"
@@ -248,10 +248,14 @@ def _caption_truth(study, captions, scenes, full) -> Scores:
 def _words(captions, references) -> Scores:
     n = len(captions)
     fewest = min(len(r) for r in references)  # BLEU needs one number of references
+    pairs = text.distinct(captions, 2)
     return {
         "bleu4": (text.bleu4(captions, [r[:fewest] for r in references]), n),
         "length": (text.lengths(captions).mean(), n),
         "vocabulary": (float(text.vocabulary(captions)), n),
+        "distinct_1": (text.distinct(captions, 1), n),
+        "distinct_2": (pairs, 0 if np.isnan(pairs) else n),
+        "self_bleu": (text.self_bleu(captions), min(n, 200)),
     }
 
 

@@ -40,6 +40,50 @@ def vocabulary(captions: list[str]) -> int:
     return len({word for c in captions for word in c.lower().split()})
 
 
+def distinct(captions: list[str], n: int) -> float:
+    """Distinct n-grams as a share of all n-grams (Li et al. 2016), lower case, split at white space. 0-1, falls when
+    phrases repeat; falls with the number of captions too: compare at equal numbers only. NaN where no caption has n
+    words."""
+    _check(captions)
+    grams = [tuple(w[i : i + n]) for w in (c.lower().split() for c in captions) for i in range(len(w) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else float("nan")
+
+
+def self_bleu(captions: list[str], most: int = 200) -> float:
+    """Self-BLEU-4 (Zhu et al. 2018): mean sentence BLEU of each of the first `most` captions against the others of
+    them. 0-1, rises when captions become alike; rises with their number. Tokens, smoothing ("exp") and effective order
+    are those of sacrebleu's sentence BLEU, and so is the value: only the n-grams are counted once for all, instead of
+    once for every pair of captions."""
+    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.helpers import extract_all_word_ngrams
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+    captions = captions[:most]
+    if len(captions) < 2:
+        raise MMCollapseError(f"self-BLEU of {len(captions)} captions: needs at least 2")
+    split = Tokenizer13a()
+    counted = [extract_all_word_ngrams(split(c.lower().rstrip()), 1, 4) for c in captions]
+    lengths_ = np.array([length for _, length in counted])
+    highest: dict[tuple, list[int]] = {}  # of every n-gram, the two highest counts in a caption
+    for grams, _ in counted:
+        for gram, count in grams.items():
+            best = highest.setdefault(gram, [0, 0])
+            best[:] = sorted((*best, count))[1:]
+    scores = []
+    for i, (grams, length) in enumerate(counted):
+        correct, total = [0] * 4, [max(0, length - k) for k in range(4)]
+        for gram, count in grams.items():
+            second, first = highest[gram]
+            elsewhere = second if count == first else first
+            correct[len(gram) - 1] += min(count, elsewhere)
+        others = np.delete(lengths_, i)
+        off = np.abs(others - length)
+        closest = int(others[off == off.min()].min())
+        score = BLEU.compute_bleu(correct, total, length, closest, smooth_method="exp", effective_order=True)
+        scores.append(score.score / 100)
+    return float(np.mean(scores))
+
+
 def first_words(captions: list[str], words: int) -> list[str]:
     """The captions cut to their first `words` words, so that variance can be compared at equal length."""
     return [" ".join(c.split()[:words]) for c in captions]
