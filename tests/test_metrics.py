@@ -500,3 +500,52 @@ def test_within_prompt_variance_by_hand_and_what_it_leaves_out():
     assert all(math.isnan(value) and used == 0 for value, used in none.values())
     white = Scene((Thing(3, COLOUR_NAMES.index("white"), 0),), None, 0)
     assert within_prompt_variance(reading([white] * 2, nuisance=at(1, 3)), [white] * 2, 2)["hue"][1] == 0
+
+
+# -- on scenes: damage must move a metric the right way -----------------------------------------------------------
+
+
+def damaged(images, kind, level):
+    """Pictures (n, 64, 64, 3) uint8 with `level` (0-1) of a damage."""
+    x = images.astype(np.float32)
+    if kind == "noise":
+        x = x + 80 * level * np.random.default_rng(1).normal(size=x.shape)
+    elif kind == "blur":
+        for _ in range(round(12 * level)):
+            for axis in (1, 2):
+                x = (np.roll(x, 1, axis) + 2 * x + np.roll(x, -1, axis)) / 4
+    elif kind == "fewer kinds":  # the later pictures are replaced by copies of the first
+        keep = max(1, round(len(x) * (1 - level)))
+        x = x[np.arange(len(x)) % keep]
+    return x.round().clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["noise", "blur", "fewer kinds"])
+def test_damage_moves_metrics_of_pictures_the_right_way(kind, world, judge, oracle):
+    real, other = (judge.images(world.sample("judge", range(a, a + 300)).images) for a in (0, 1000))
+    batch = world.sample("judge", range(2000, 2300))
+    found = []
+    for level in (0.0, 0.25, 0.5, 1.0):
+        pictures = damaged(batch.images, kind, level * 0.99)
+        features = judge.images(pictures)
+        found.append(
+            image.support(real, features)
+            | {"kid": image.kid(real, features), "vendi": image.vendi(features)}
+            | {"right": pictures_right(oracle.read(pictures), batch.scenes).mean()}
+        )
+
+    def rises(name):
+        values = [f[name] for f in found]
+        return values == sorted(values) and values[-1] > values[0]
+
+    def falls(name):
+        values = [f[name] for f in found]
+        return values == sorted(values, reverse=True) and values[-1] < values[0]
+
+    assert rises("kid") and falls("coverage"), found
+    assert abs(found[0]["kid"] - image.kid(real, other)) < 0.2 * found[-1]["kid"]
+    if kind == "fewer kinds":
+        assert falls("vendi") and found[-1]["precision"] > 0.5 and found[-1]["recall"] < 0.2, found
+    else:
+        # not precision: what the judge makes of damaged pictures lies amid its real ones, at any noise
+        assert falls("recall") and falls("right"), found

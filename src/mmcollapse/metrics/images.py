@@ -60,7 +60,9 @@ def support(real: np.ndarray, fake: np.ndarray, k: int = 5) -> dict[str, float]:
         density     real balls that hold a made picture, mean over those, / k    0 and up, 1 for equal distributions
         coverage    share of real balls that hold a made picture                 0-1
 
-    Higher is better. All of them rise or fall with n (equal sets of n = 10 k reach a coverage of .97): compare arms at
+    Higher is better; coverage of equal distributions is 1 - 2^-k, .97 at k = 5. In the judge's features precision is
+    blind to noise and blur (0.98 and more at any strength, 300 scenes; recall and coverage fall): damaged pictures lie
+    amid real ones there. Precision and recall rise with n, for balls overlap in few dimensions: compare arms at
     equal n. Costs three n x n matrices of distances."""
     if min(len(real), len(fake)) <= k:
         raise MMCollapseError(f"precision and recall of {len(real)} real and {len(fake)} made pictures: needs {k + 1}")
