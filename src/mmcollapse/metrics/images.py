@@ -62,8 +62,9 @@ def support(real: np.ndarray, fake: np.ndarray, k: int = 5) -> dict[str, float]:
 
     Higher is better; coverage of equal distributions is 1 - 2^-k, .97 at k = 5. In the judge's features precision is
     blind to noise and blur (0.98 and more at any strength, 300 scenes; recall and coverage fall): damaged pictures lie
-    amid real ones there. Precision and recall rise with n, for balls overlap in few dimensions: compare arms at
-    equal n. Costs three n x n matrices of distances."""
+    amid real ones there. Of equal Gaussians in 64 dimensions precision and recall fall from .84 at n = 64 to .73 at
+    1,024 (in 2 dimensions they stay at .99); density and coverage do not depend on n. Compare arms at equal n. Costs
+    three n x n matrices of distances."""
     if min(len(real), len(fake)) <= k:
         raise MMCollapseError(f"precision and recall of {len(real)} real and {len(fake)} made pictures: needs {k + 1}")
     reach = [np.partition(_distances(v, v), k, axis=1)[:, k] for v in (real, fake)]  # the 0-th is the sample itself
