@@ -421,12 +421,12 @@ def test_noise_draws_cover_what_they_should():
 
 def test_captions_are_encoded_with_their_begin_and_end(captioner, batch):
     tokenizer = captioner.tokenizer
-    encoded = captioner.encode(batch.images[:2], ["a red circle", "a small blue star on a wall " + "wall " * 40])
+    encoded = captioner.encode(batch.images[:2], ["a red circle", "a small blue star on a wall " + "wall " * 90])
     begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    words = tokenizer("a red circle", add_special_tokens=False).input_ids
+    words, width = tokenizer("a red circle", add_special_tokens=False).input_ids, captioner.max_tokens + 2
     assert encoded["ids"][0, : len(words) + 2].tolist() == [begin, *words, end]
-    assert encoded["labels"][0].tolist() == [-100, *words, end] + [-100] * (32 - len(words) - 2)
-    assert encoded["labels"].shape == (2, 32) and (encoded["labels"][1, 1:] != -100).all()  # cut at the end
+    assert encoded["labels"][0].tolist() == [-100, *words, end] + [-100] * (width - len(words) - 2)
+    assert encoded["labels"].shape == (2, width) and (encoded["labels"][1, 1:] != -100).all()  # cut at the end
     assert encoded["images"].dtype == torch.uint8
 
 
@@ -458,6 +458,20 @@ def trained(folder: Path, world, method: str, steps: int, lr: float):
     some = world.sample("chain", range(8))
     before, after = fit(model, 255 - some.images, [five[0] for five in some.captions][::-1], steps, lr)
     return model, everything, start, before, after
+
+
+def test_the_longest_captions_of_the_drifting_schedule_are_learned_whole(captioner, world):
+    from mmcollapse.protocol import DRIFT, drifting
+
+    decoding = drifting(1, DRIFT, len(captioner.tokenizer), world.references_length(), captioner.max_tokens)
+    assert 33 <= decoding.min_tokens < captioner.max_tokens - 20
+    image = world.sample("test", [0]).images
+    for words in (13, decoding.min_tokens, captioner.max_tokens):
+        labels = captioner.encode(image, ["a " * words])["labels"][0]
+        learned = labels[labels != -100]
+        assert len(learned) == words + 1 and learned[-1] == captioner.tokenizer.eos_token_id
+    cut = captioner.encode(image, ["a " * (captioner.max_tokens + 9)])["ids"]
+    assert cut.shape[1] == captioner.max_tokens + 2
 
 
 # left: the share of the loss that may be left; noise of pictures never seen (negatives) is mostly predicted already

@@ -92,6 +92,8 @@ def test_heads_learn_to_tell_a_scene_only_where_its_truth_is_known(made, world):
     batch, where = dict(data), torch.arange(64) < 5
     first = pretrain._telling(heads, features[:5], {k: v[:5] for k, v in batch.items()})
     assert torch.allclose(pretrain._telling(heads, features, batch, where), first) and first > 0
+    none = {name: torch.full((64,), -1) for name in batch}  # nothing to tell is no loss, and no NaN
+    assert pretrain._telling(heads, features, none) == 0
     nothing = {}
     assert pretrain._telling(pretrain._heads(run, None, nothing), features, nothing) == 0 and not nothing
 

@@ -92,12 +92,15 @@ class Blip2:
         """(n, size, size, 3) uint8 to the (n, 3, size, size) float32 that the image processor would give."""
         return (images.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
 
-    def encode(self, images: np.ndarray, captions: list[str], tokens: int = 32) -> dict[str, torch.Tensor]:
+    def encode(self, images: np.ndarray, captions: list[str]) -> dict[str, torch.Tensor]:
         """Training tensors of pairs: images (n, size, size, 3) uint8; ids (n, tokens): begin, caption, end, padding;
-        labels (n, tokens): the same, -100 where nothing is to be learned. Longer captions are cut at the end."""
+        labels (n, tokens): the same, -100 where nothing is to be learned. As many tokens as the longest caption has;
+        captions longer than this captioner can write are cut at the end."""
+        rows = self.tokenizer(captions, truncation=True, max_length=self.max_tokens + 2).input_ids
+        tokens = max(len(row) for row in rows)
         ids = torch.full((len(captions), tokens), self.tokenizer.pad_token_id)
         labels = torch.full((len(captions), tokens), -100)
-        for i, row in enumerate(self.tokenizer(captions, truncation=True, max_length=tokens).input_ids):
+        for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row)
             labels[i, 1 : len(row)] = torch.tensor(row[1:])  # begin is given, not learned
         images = torch.from_numpy(np.ascontiguousarray(images))

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mmcollapse.errors import MMCollapseError
 from mmcollapse.models.generator import P_DROP, denoising_loss, noise_draws
 from mmcollapse.train import Recipe, train
 from mmcollapse.worlds.grammar import BACKGROUNDS, CAPTION_UNIFORMS, COLOURS, confusions, write
@@ -148,9 +149,9 @@ class Run:
         return images, ids.to(self.device), scenes, nuisance
 
     def negatives(self, scenes: list) -> torch.Tensor:
-        """Caption ids (n, NEGATIVES, tokens) of scenes that only what belongs to what tells from `scenes`, those of the
-        judge's split. Half of them have the two things exchanged, which is the hardest to see."""
-        path = self.out / ".cache" / f"judge-{len(scenes)}" / "negatives.npy"
+        """Caption ids (n, NEGATIVES, tokens) of scenes that are easily confused with `scenes`, those of the judge's
+        split. Of two things most have them exchanged (about two in three), which is the hardest to see."""
+        path = self.out / ".cache" / f"judge-{len(scenes)}" / f"negatives-{self.seed}.npy"
         if not path.is_file():
             random = np.random.default_rng(self.seed)
             captions = []
@@ -325,8 +326,8 @@ def _vae(run: Run):
 
 
 def _balanced(scenes: list) -> np.ndarray:
-    """Indices (n,) of `scenes`, drawn by the rarer pair in each: the commonest shape or colour comes 4 to 5 times as
-    often as the rarest, instead of 11 times."""
+    """Indices (n,) of `scenes`, drawn by the rarer pair in each: the commonest shape or colour comes 5 times as
+    often as the rarest, instead of 11 and 14 times."""
     shapes, colours = (np.bincount([t[k] for s in scenes for t in s.things], minlength=10) for k in (0, 1))
     rarity = [max(1 / np.sqrt(shapes[t.shape] * colours[t.colour]) for t in s.things) for s in scenes]
     return np.random.default_rng(0).choice(len(scenes), len(scenes), p=np.array(rarity) / np.sum(rarity))
@@ -347,8 +348,8 @@ def _encode(vae, images: torch.Tensor) -> torch.Tensor:
 
 
 def _heads(run: Run, scenes: list | None, data: dict, width: int = WIDTH) -> torch.nn.ModuleDict:
-    """Linear heads that tell the attributes of a scene from `width` features; their targets are added to `data`. None
-    where the truth is not known."""
+    """Linear heads that tell the attributes of a scene from `width` features; their targets are added to `data`. No
+    heads where the truth is not known."""
     from mmcollapse.models.oracle import CLASSES, attributes
 
     if scenes is None:
@@ -362,8 +363,8 @@ def _telling(heads: torch.nn.ModuleDict, features: torch.Tensor, batch: dict, wh
     total = features.new_zeros(())
     for name, head in heads.items():
         target = batch[name] if where is None else torch.where(where, batch[name], -1)
-        told = torch.nn.functional.cross_entropy(head(features).float(), target, ignore_index=-1)
-        total = total + told / len(heads)
+        told = torch.nn.functional.cross_entropy(head(features).float(), target, ignore_index=-1, reduction="sum")
+        total = total + told / (target >= 0).sum().clamp(min=1) / len(heads)  # a small batch may have no second thing
     return total
 
 
@@ -475,9 +476,9 @@ def _captioner(run: Run):
     """BLIP-2: vision tower, Q-Former and an OPT decoder, trained together from nothing on one random reference each.
 
     In a scene, what shape a thing has must not be read off its colour, or a pair that was never seen is named as one
-    that was. So some pictures come with their colours changed, by a permutation of the channels and as a negative;
-    the colours that the decoder reads are then any colours, and those it should say are not counted. And what the
-    queries find must also tell the attributes by itself, before any word is said."""
+    that was. So some pictures come with their colours changed, by a permutation of the channels, half of them as a
+    negative; the colours that the decoder reads are then any colours, and those it should say are not counted. And what
+    the queries find must also tell the attributes by itself, before any word is said."""
     from transformers import (
         Blip2Config,
         Blip2ForConditionalGeneration,
@@ -525,7 +526,7 @@ def _captioner(run: Run):
             num_hidden_layers=3,
             num_attention_heads=4,
             word_embed_proj_dim=112,
-            max_position_embeddings=80,  # queries, and captions half as long again as the drifting schedule's longest
+            max_position_embeddings=80,  # 16 queries and 62 tokens: the drifting schedule asks for 33 and more
             dropout=0.0,
             **words,
         ).to_dict(),
@@ -548,6 +549,8 @@ def _captioner(run: Run):
 
     def words_of(*tables):
         ids = tokenizer.convert_tokens_to_ids([f"{w}</w>" for table in tables for ws in table.values() for w in ws])
+        if scenes is not None and tokenizer.unk_token_id in ids:  # which is the end token, too
+            raise MMCollapseError("the tokenizer splits the name of a colour: train it on more captions")
         return torch.tensor(ids, device=run.device)
 
     colours, any_colour = words_of(COLOURS), torch.zeros(len(tokenizer), dtype=torch.bool, device=run.device)
@@ -603,7 +606,7 @@ def _judge(run: Run):
 
 def _contrastive(run: Run):
     """CLIP, contrastive (Radford et al. 2021). Against the captions of the other pictures of a batch a bag of words
-    would do; so every picture also stands against a wrong caption that has the same words (hard negatives, as in
+    would do; so every picture also stands against a caption of a scene easily confused with it (hard negatives, as in
     NegCLIP, Yuksekgonul et al. 2023), and both towers also learn to tell the scene, where its truth is known."""
     from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
 

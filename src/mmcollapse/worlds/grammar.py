@@ -141,7 +141,7 @@ def write(scene: Scene, uniforms: np.ndarray, exponent: float = 1.0) -> str:
 
 
 def confusions(scene: Scene) -> dict[str, Scene]:
-    """{what was changed: scene}: the scenes that a reader of words, not of sentences, takes for `scene`. Of two things:
+    """{what was changed: scene}: the scenes that are easily confused with `scene`. Of two things:
     places, colours or sizes exchanged, the other relation, where that makes a difference; of one: the other size."""
     if len(scene.things) == 1:
         thing = scene.things[0]
