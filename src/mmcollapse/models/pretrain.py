@@ -594,21 +594,11 @@ def _captioner(run: Run):
 
 
 def _judge(run: Run):
-    """A small CLIP on the judge's own split, which holds every attribute pair."""
-    from transformers import CLIPImageProcessor, CLIPProcessor
-
-    model = _contrastive(run)
-    half(model, run.folder)
-    eye = CLIPImageProcessor(**_image_settings(run.world.image_size), do_center_crop=False)
-    CLIPProcessor(eye, run.tokenizer()).save_pretrained(run.folder)
-    run.link_tokenizer()
-
-
-def _contrastive(run: Run):
-    """CLIP, contrastive (Radford et al. 2021). Against the captions of the other pictures of a batch a bag of words
-    would do; so every picture also stands against a caption of a scene easily confused with it (hard negatives, as in
-    NegCLIP, Yuksekgonul et al. 2023), and both towers also learn to tell the scene, where its truth is known."""
-    from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
+    """CLIP, contrastive (Radford et al. 2021), on the judge's own split, which holds every attribute pair. Against the
+    captions of the other pictures of a batch a bag of words would do; so every picture also stands against a caption of
+    a scene easily confused with it (hard negatives, as in NegCLIP, Yuksekgonul et al. 2023), and both towers also learn
+    to tell the scene, where its truth is known."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPVisionConfig
 
     tokenizer = run.tokenizer()
     vision = CLIPVisionConfig(
@@ -656,7 +646,10 @@ def _contrastive(run: Run):
     average = [p.detach().clone() for p in parameters]
     run.train(loss, parameters, data, draw, run.scale.judge, average)
     _put(parameters, average)
-    return model
+    half(model, run.folder)
+    eye = CLIPImageProcessor(**_image_settings(run.world.image_size), do_center_crop=False)
+    CLIPProcessor(eye, tokenizer).save_pretrained(run.folder)
+    run.link_tokenizer()
 
 
 # Share of an oracle batch that is no scene (two pictures mixed): there it learns to be sure of nothing.
