@@ -44,10 +44,11 @@ def test_every_word_of_the_world_is_one_token(made):
 
     from mmcollapse.worlds.grammar import vocabulary
 
-    tokenizer = CLIPTokenizer.from_pretrained(made.parent / made.name / "tokenizer")
-    caption = "we see a huge crimson star to the left of a tiny donut in turquoise before a lilac wall"
-    assert tokenizer.decode(tokenizer(caption).input_ids, skip_special_tokens=True).split() == caption.split()
+    tokenizer = CLIPTokenizer.from_pretrained(made / "tokenizer")
     assert len(vocabulary()) > 70
+    for word in vocabulary():
+        (token,) = tokenizer(word).input_ids[1:-1]
+        assert token != tokenizer.unk_token_id, word
 
 
 def test_captions_become_the_ids_that_the_tokenizer_gives(made, world):
@@ -179,3 +180,13 @@ def test_a_corpus_is_drawn_once_and_is_the_world(tmp_path, world):
     real = world.sample("base", np.arange(12))
     assert np.array_equal(images, real.images) and captions == real.captions and scenes == real.scenes
     assert np.allclose(nuisance, world.nuisance("base", np.arange(12)), equal_nan=True)
+
+
+def test_a_person_s_notes_in_a_card_outlive_the_next_scoring(tmp_path):
+    (tmp_path / "vae").mkdir()
+    for _ in range(2):
+        write_cards(tmp_path, {"settings": "n = 3"}, "scenes")
+        card = (tmp_path / "vae" / "README.md").read_text()
+        if "## Notes" not in card:
+            (tmp_path / "vae" / "README.md").write_text(card + "\n## Notes\n\nmade on a rainy day\n")
+    assert card.count("made on a rainy day") == 1 and card.count("n = 3") == 1

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mmcollapse.table import read_table
+
 ROOT = Path(__file__).parents[1]
 COMMANDS = re.findall(r"^    (make \w.*?)(?:  +#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
 
@@ -38,6 +40,18 @@ def place(tmp_path_factory, smoke):
         "photos": {"RUNS": folder / "runs", "RESULTS": folder / "results", "FIGURES": folder / "figures"}
         | {"MODELS": folder / "models", "DATA": photos(folder / "photos")},
     }
+
+
+def test_the_percentages_are_those_of_the_shipped_table():
+    text = (ROOT / "README.md").read_text()
+    start = text.index("A preview of the study")
+    said = [int(x) for x in re.findall(r"(\d+)%", text[start : text.index("make trace", start)])]
+    table = read_table(ROOT / "data" / "results" / "study" / "01_variance.parquet")
+    last = table[(table.metric == "all_right") & (table.generation == 10) & (table.subset == "test")]
+    means = last.groupby(["modality", "measurement", "arm"]).value.mean()
+    arms = [("image", "guidance 1", a) for a in ("recursive", "real", "gen0")]
+    arms += [("text", "sampled", a) for a in ("recursive", "recursive-drift")]
+    assert said == [round(100 * means[arm]) for arm in arms]
 
 
 def test_the_readme_has_its_commands():

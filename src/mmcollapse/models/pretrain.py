@@ -141,7 +141,7 @@ class Run:
         images, captions, scenes, nuisance = corpus(self.world, split, self.scale.pictures, self.out / ".cache")
         path = self.out / ".cache" / f"{split}-{len(images)}" / "ids.npy"
         if not path.is_file():
-            np.save(path, self.ids([c for five in captions for c in five]).numpy())
+            _save(path, self.ids([c for five in captions for c in five]).numpy())
         ids = torch.from_numpy(np.load(path)).view(len(captions), -1, self.scale.tokens)
         images = torch.from_numpy(images).to(self.device)
         if self.scale.mirror:
@@ -159,7 +159,7 @@ class Run:
                 others = list(confusions(scene).values())
                 for k in random.integers(len(others), size=NEGATIVES) * (random.random(NEGATIVES) < 0.5):
                     captions.append(write(others[k], random.random(CAPTION_UNIFORMS)))
-            np.save(path, self.ids(captions).numpy())
+            _save(path, self.ids(captions).numpy())
         return torch.from_numpy(np.load(path)).view(len(scenes), NEGATIVES, -1).to(self.device)
 
     def tokenizer(self):
@@ -234,6 +234,13 @@ def corpus(world, split: str, n: int, cache: Path):
         (path / "done").touch()
     captions, scenes, nuisance = pickle.loads((path / "rest.pickle").read_bytes())
     return np.load(path / "images.npy"), captions, scenes, nuisance
+
+
+def _save(path: Path, rows: np.ndarray):
+    """Save whole or not at all, for every rank of a distributed run makes it, and reads it as soon as it is there."""
+    draft = path.with_name(f"{os.getpid()}-{path.name}")
+    np.save(draft, rows)
+    os.replace(draft, path)
 
 
 def _draw(world, split: str, indices: np.ndarray):

@@ -140,8 +140,12 @@ Oracle("{folder}").read(np.zeros((1, 64, 64, 3), np.uint8))""",
 }
 
 
+NOTES = "## Notes"
+
+
 def write_cards(models: Path, scores: dict, world: str):
-    """A README.md in each model's folder: what it is, the command that made it, its scores, how to open it."""
+    """A README.md in each model's folder: what it is, the command that made it, its scores, how to open it. What a
+    person wrote below NOTES in an older card stays."""
     from safetensors import safe_open
 
     for name, (what, snippet) in CARDS.items():
@@ -161,7 +165,10 @@ def write_cards(models: Path, scores: dict, world: str):
             lines += [f"| {k} | {v:.4g} |" for k, v in rows.items()]
         if snippet:
             lines += ["", "```python", snippet.format(folder=f"data/models/{world}/{name}"), "```"]
-        (folder / "README.md").write_text("\n".join(lines) + "\n")
+        card = folder / "README.md"
+        if card.is_file() and NOTES in (old := card.read_text()):
+            lines += ["", NOTES + old.split(NOTES, 1)[1].rstrip()]
+        card.write_text("\n".join(lines) + "\n")
 
 
 def write_scores(world, models: Path, device: str, n: int = 1000, dtype: str = "float32") -> dict:
