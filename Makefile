@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env reproduce figures test lint lab pretrain sweep bench status trace clean clean-env FORCE
+.PHONY: help env reproduce figures test lint lab pretrain sweep instruments bench status trace clean clean-env FORCE
 
 # Variables are taken from the command line only, never from the environment: what a command does shows in the command.
 # Nor does this make's command line reach a make that a test starts.
@@ -97,6 +97,10 @@ pretrain: $(ENV)
 ## choose the recipe's learning rate and steps, on pilot seeds of the real arm (on a GPU)
 sweep: $(ENV)
 	$(PY) -m mmcollapse sweep $(OPTIONS)
+
+## test the metrics on real data damaged by known amounts, and real against real
+instruments: $(ENV)
+	$(PY) -m mmcollapse instruments $(OPTIONS)
 
 ## pictures a second for making, training and captioning on this machine
 bench: $(ENV)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -103,7 +104,7 @@ def test_the_sidecar_names_its_files_rows_and_command(drawn, results):
             rows = table
             for column, value in panel.items():
                 rows = rows[rows[column].isin(value if isinstance(value, list) else [value])]
-            assert len(rows) and set(panel["arm"]) - {"world"} <= set(rows.arm)
+            assert len(rows) and set(panel["arm"]) - set(figures.REFERENCES) <= set(rows.arm)
 
 
 @pytest.mark.parametrize(
@@ -144,8 +145,8 @@ def test_a_panel_without_values_says_why(tmp_path):
     source.table = source.table[source.table.metric != "kid"]
     assert "no such rows" in panel_texts(source, panels["kid"])[2]
     shown, ax, said = panel_texts(source, panels["variance_within"])
-    assert shown == ["recursive", "real", "gen0", "world"] and said == ""
-    assert len(ax.lines) == 4 and not ax.collections  # one line an arm, no band of one seed
+    assert shown == ["recursive", "real", "gen0", "world", "vae"] and said == ""
+    assert len(ax.lines) == 5 and not ax.collections  # one line an arm, no band of one seed
 
 
 def test_lines_and_bands_are_of_the_seeds(results):
@@ -153,11 +154,25 @@ def test_lines_and_bands_are_of_the_seeds(results):
     panel = figures._image_panels("guidance 1")[1]
     _, ax, _ = panel_texts(source, panel)
     assert ax.get_yscale() == "log" and len(ax.collections) == 3
-    assert len(ax.lines) == 3 * (3 + 1) + 1  # a line a seed and their mean, for three arms; the reference
+    assert len(ax.lines) == 3 * (3 + 1) + 2  # a line a seed and their mean, for three arms; the references
     two = source.table[source.table.seed != 2]
     source.table = two
     _, ax, _ = panel_texts(source, panel)
-    assert not ax.collections and len(ax.lines) == 3 * (2 + 1) + 1
+    assert not ax.collections and len(ax.lines) == 3 * (2 + 1) + 2
+
+
+def test_the_band_of_real_against_real_holds_most_further_sets():
+    from matplotlib.figure import Figure
+
+    inside, random = [], np.random.default_rng(0)
+    for _ in range(400):
+        measured, further = random.normal(3, 0.5, 5), random.normal(3, 0.5)
+        ax = Figure().subplots()
+        figures._reference(ax, measured, "plain", "world")
+        low, high = ax.patches[0].get_extents().y0, ax.patches[0].get_extents().y1
+        low, high = (ax.transData.inverted().transform((0, y))[1] for y in (low, high))
+        inside.append(low <= further <= high)
+    assert abs(np.mean(inside) - 0.95) < 0.035  # three standard errors
 
 
 def test_small_values_are_counted_in_thousandths(results):
@@ -172,10 +187,12 @@ def test_small_values_are_counted_in_thousandths(results):
 
 
 def test_every_arm_has_a_style_of_its_own():
-    assert {p.arm for p in VARIANCE} | {"world"} == set(ARM_STYLE)
+    assert {p.arm for p in VARIANCE} | set(figures.REFERENCES) == set(ARM_STYLE)
     styles = list(ARM_STYLE.values())
-    for key in ("color", "marker", "label"):
+    for key in ("color", "linestyle", "label"):
         assert len({str(style[key]) for style in styles}) == len(styles)
+    arms = [style["marker"] for arm, style in ARM_STYLE.items() if arm not in figures.REFERENCES]
+    assert len(set(arms)) == len(arms) and "" not in arms
 
 
 def test_only_draws_one_experiment_or_figure(results, tmp_path):

@@ -9,7 +9,6 @@ import torch
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.metrics import images as image
 from mmcollapse.metrics.alignment import alignment
-from mmcollapse.metrics.captions import bleu4, distinct, first_words, lengths, self_bleu, vocabulary
 from mmcollapse.metrics.images import embedding_variance, frechet, kid, split_variance
 from mmcollapse.metrics.truth import (
     ATTRIBUTES,
@@ -85,120 +84,6 @@ def test_the_gap_rises_when_spread_falls_at_equal_pair_distance():
 def test_alignment_refuses_what_has_none(shapes, rng):
     with pytest.raises(MMCollapseError, match="alignment"):
         alignment(*(rng.normal(size=shape) for shape in shapes))
-
-
-# -- captions -------------------------------------------------------------------------------------------------------
-
-
-def test_bleu_of_sacrebleus_vector():
-    """Matches 9, 7, 5, 3 of 10, 8, 6, 4: two sentences of five words, of which the last word is wrong."""
-    value = bleu4(["a b c d e", "f g h i j"], [["a b c d e"], ["f g h i x"]])
-    assert value == pytest.approx(0.8375922397, abs=1e-10)
-
-
-def test_bleu_of_coco_captions_demo():
-    """reflen 9855, testlen 9893, guess 9893 8893 7893 6893, correct 5732 2510 1043 423: BLEU-4 = .190829. A text with
-    these counts: 1,000 sentences, in which runs of 4, 3, 2 and 1 words match, the same runs as in the reference."""
-    guess, correct, reference_words = [9893, 8893, 7893, 6893], [5732, 2510, 1043, 423], 9855
-    longer = [a - b for a, b in zip(correct, [*correct[1:], 0], strict=True)]  # runs of k words or more
-    runs = [k + 1 for k in range(4) for _ in range(longer[k] - ([*longer, 0][k + 1]))]
-    assert sum(runs) == correct[0] and guess[0] - guess[1] == 1000
-    sentences = [runs[i::1000] for i in range(1000)]
-    # unmatched words: one between two runs, the rest wherever; references have fewer of them
-    spare = [guess[0] - correct[0], reference_words - correct[0]]
-    fill = np.array([[len(s) - 1] * 2 for s in sentences])
-    rest = [n - f for n, f in zip(spare, fill.sum(0), strict=True)]
-    for side, n in enumerate(rest):
-        fill[:, side] += [n // 1000 + (i < n % 1000) for i in range(1000)]
-    captions, references = [], []
-    for i, lengths_of_runs in enumerate(sentences):
-        for side, out in enumerate((captions, references)):
-            words = []
-            for k, length in enumerate(lengths_of_runs):
-                words += [f"w{i}x{k}x{j}" for j in range(length)] + [f"side{side}x{i}x{k}"] * (
-                    k < len(lengths_of_runs) - 1
-                )
-            words += [f"tail{side}x{i}x{j}" for j in range(fill[i, side] - len(lengths_of_runs) + 1)]
-            out.append(" ".join(words))
-    assert sum(map(len, map(str.split, captions))) == guess[0]
-    assert sum(map(len, map(str.split, references))) == reference_words
-    assert bleu4(captions, [[r] for r in references]) == pytest.approx(0.190829, abs=5e-7)
-
-
-def test_bleu_by_hand():
-    five = ["a small red circle on a gray wall", "x", "y", "z", "w"]
-    assert bleu4(["A small RED circle on a gray wall"], [five]) == pytest.approx(1)  # case does not count
-    assert bleu4(["a small red circle"], [["a small red circle on a gray wall"]]) == pytest.approx(math.exp(1 - 8 / 4))
-    assert bleu4(["a small red circle on a dark wall tonight"], [five]) == pytest.approx(
-        (7 / 9 * 5 / 8 * 4 / 7 * 3 / 6) ** 0.25
-    )
-    assert bleu4(["one two three four"], [["five six seven eight"]]) == 0  # and no smoothing
-    assert bleu4(["a b c d"], [["a b c e", "x b c d"]]) == 0
-    closest = bleu4(["a b c d e f"], [["a b c d e f g", "a b c d e f g h i j k"]])
-    assert closest == pytest.approx(math.exp(1 - 7 / 6))
-
-
-def test_self_bleu_is_sacrebleus_sentence_bleu(world):
-    from sacrebleu.metrics import BLEU
-
-    some = [five[0] for five in world.sample("test", range(30)).captions]
-    some += ["a dog", "A dog, a dog!", "", "a a a a a a", some[0], "entirely other words here", "word"]
-    judge = BLEU(lowercase=True, effective_order=True)
-    each = [judge.sentence_score(c, some[:i] + some[i + 1 :]).score / 100 for i, c in enumerate(some)]
-    assert self_bleu(some) == pytest.approx(np.mean(each), abs=1e-12)
-    assert self_bleu(some, most=20) == pytest.approx(
-        np.mean(
-            [
-                judge.sentence_score(c, [o for k, o in enumerate(some[:20]) if k != i]).score / 100
-                for i, c in enumerate(some[:20])
-            ]
-        ),
-        abs=1e-12,
-    )
-
-
-def test_self_bleu_rises_as_captions_become_alike(world):
-    varied = [five[0] for five in world.sample("test", range(60)).captions]
-    values = [self_bleu(varied[: 60 - k] + [varied[0]] * k) for k in (0, 20, 40, 59)]
-    assert values == sorted(values) and values[-1] > 0.9 > values[0]
-    assert self_bleu(["the same few words here"] * 5) == pytest.approx(1)
-
-
-def test_distinct_counts_ngrams():
-    assert distinct(["a b a", "a b"], 1) == 2 / 5
-    assert distinct(["a b a", "A b"], 2) == 2 / 3
-    assert math.isnan(distinct(["a", "b"], 2))
-
-
-def test_bleu_grows_with_references_and_ignores_order():
-    captions = ["a b c d e f", "g h i j k l"]
-    one = [["a b c d x f"], ["g h i y k l"]]
-    two = [["a b c d x f", "a b x d e f"], ["g h i y k l", "g z i j k l"]]
-    assert 0 < bleu4(captions + captions, [["a b c d e x"], ["g h i j k x"]] + one) < 1
-    assert bleu4(captions, two) >= bleu4(captions, one)
-    assert bleu4(captions[::-1], two[::-1]) == pytest.approx(bleu4(captions, two))
-
-
-def test_words_are_counted_at_white_space():
-    captions = ["a red  circle", "A blue\tcircle on a wall", ""]
-    assert lengths(captions).tolist() == [3, 6, 0]
-    assert vocabulary(captions) == len({"a", "red", "circle", "blue", "on", "wall"})
-    assert first_words(captions, 2) == ["a red", "A blue", ""]
-
-
-@pytest.mark.parametrize(
-    "call, message",
-    [
-        (lambda: bleu4([], []), "empty"),
-        (lambda: bleu4(["a"], []), "1 captions and 0"),
-        (lambda: bleu4(["a", "b"], [["a"], ["a", "b"]]), r"\[1, 2\] references"),
-        (lambda: lengths([]), "empty"),
-        (lambda: vocabulary([]), "empty"),
-    ],
-)
-def test_bad_captions_are_refused(call, message):
-    with pytest.raises(MMCollapseError, match=message):
-        call()
 
 
 # -- pictures -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Statistics: closed forms, enumeration, and the edges of the verdict rule."""
+"""Statistics: closed forms, enumeration, the edges of the verdict rule, and simulated studies whose truth is known."""
 
 import itertools
 import math
@@ -73,6 +73,49 @@ def test_bad_chains_are_named():
         stats.late_generations(0)
 
 
+# ---- half-life
+
+
+@pytest.mark.parametrize("pace", [0.04, 0.07, 0.13, 0.5, 0.9])
+def test_half_life_of_a_line_is_exact(pace):
+    line = 0.8 * (1 - pace * np.arange(21))
+    assert stats.half_life(chain(line), 20)[0] == pytest.approx(0.5 / pace)
+
+
+@pytest.mark.parametrize("pace", [0.08, 0.2, math.log(2) / 4, math.log(2), 1.0])
+def test_half_life_of_a_decay_is_that_of_its_straight_pieces(pace):
+    lives = stats.half_life(chain(3 * np.exp(-pace * np.arange(11))), 10)
+    exact = math.log(2) / pace
+    whole = math.floor(exact + 1e-9)
+    if exact == pytest.approx(whole):  # the crossing is at a generation
+        assert lives[0] == pytest.approx(exact)
+    left, right = math.exp(-pace * whole), math.exp(-pace * (whole + 1))
+    assert lives[0] == pytest.approx(whole + (left - 0.5) / (left - right))
+    assert exact - 1e-9 <= lives[0] < exact + 0.1  # a chord lies above the curve
+
+
+def test_half_life_is_the_first_crossing_and_censored_at_the_end():
+    def life(values, planned=None):
+        return stats.half_life(chain(values), planned or len(values) - 1)[0]
+
+    assert life([1.0, 0.4, 0.9, 0.2]) == pytest.approx(1 / 1.2)
+    assert life([1.0, 0.9, 0.5]) == 2 and life([1.0, 0.9, 0.6]) == math.inf
+    assert life([1.0, 0.8, 0.4], planned=1) == math.inf and math.isnan(life([1.0, 0.8], planned=2))
+    assert life([1.0, 0.3, math.nan]) < 1 and math.isnan(life([1.0, math.nan, 0.3])) and math.isnan(life([math.nan, 1]))
+    assert math.isnan(life([0.0, 0.0])) and math.isnan(life([-1.0, -2.0]))
+    two = pd.concat([chain([1.0, 0.5], seed=4), chain([1.0, 0.9], seed=2)])
+    assert stats.half_life(two, 1).to_dict() == {2: math.inf, 4: 1.0}
+    with pytest.raises(MMCollapseError, match="seed 4 generation 1"):
+        stats.half_life(pd.concat([two, chain([0.3], seed=4, first=1)]), 1)
+
+
+def test_the_median_half_life_needs_half_of_the_chains():
+    inf, nan = math.inf, math.nan
+    expected = {(3.0, inf, 2.0): 3.0, (3.0, inf): inf, (inf, inf): inf, (2.0, 4.0, inf, 3.0): 3.5, (2.0, inf, inf): inf}
+    assert {lives: stats.median_half_life(lives) for lives in expected} == expected
+    assert math.isnan(stats.median_half_life([2.0, nan, 3.0])) and math.isnan(stats.median_half_life([]))
+
+
 # ---- scales
 
 
@@ -141,6 +184,22 @@ def test_one_value_has_no_interval_and_equal_values_a_point():
     assert stats.t_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
 
 
+@pytest.mark.parametrize("n", [2, 3, 5, 10])
+def test_t_p_is_the_paired_test_and_agrees_with_the_interval(n):
+    more, less = np.random.default_rng(n).normal([[0.8], [0.0]], 1, (2, n))
+    assert stats.t_p(more - less) == pytest.approx(scipy_stats.ttest_rel(more, less).pvalue)
+    assert stats.t_p(less - more) == pytest.approx(stats.t_p(more - less))
+    for d in np.random.default_rng(n).normal(0.7, 1, (50, n)):
+        low, high = stats.t_interval(d)
+        assert (stats.t_p(d) < 0.05) == (low > 0 or high < 0)
+
+
+def test_t_p_without_spread():
+    assert stats.t_p([0.0] * 5) == 1.0
+    for d in ([0.1] * 5, [0.1 + 0.2, 0.3, 0.3], [1.0], [], [0.1, math.nan, 0.2]):
+        assert math.isnan(stats.t_p(d))
+
+
 @pytest.mark.parametrize("d", [[1.0], [0.3, -0.1], [0.2, 0.5, 0.1], [1, 1, -1, 2.5], [0.1, 0.2, 0.3, 0.4, -1.0, 0.0]])
 def test_sign_flip_p_is_that_of_enumeration(d):
     means = [abs(np.dot(signs, d)) for signs in itertools.product([1, -1], repeat=len(d))]
@@ -165,6 +224,44 @@ def test_effect_counts_the_seeds_that_agree_by_rule():
     assert (effect.low, effect.high) == stats.t_interval(d) and effect.p == stats.sign_flip_p(d)
     with pytest.raises(MMCollapseError, match="finite"):
         stats.effect_of([0.1, math.nan], 0.1)
+
+
+# ---- several p at once
+
+
+def test_holm_and_benjamini_hochberg_by_hand():
+    p = [0.01, 0.04, 0.03, 0.005]
+    np.testing.assert_allclose(stats.holm(p), [0.03, 0.06, 0.06, 0.02])  # x 3, x 1 but not below .06, x 2, x 4
+    np.testing.assert_allclose(stats.benjamini_hochberg(p), [0.02, 0.04, 0.04, 0.02])  # x 4/2, 4/4, 4/3, 4/1 not above
+    np.testing.assert_allclose(stats.holm([0.6, 0.7]), [1, 1])
+    np.testing.assert_allclose(stats.benjamini_hochberg([0.6, 0.7]), [0.7, 0.7])
+    # Benjamini and Hochberg 1995, section 4.1: at .05 Bonferroni rejects 3 and their procedure 4; Holm 3
+    p = [0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344, 0.0459, 0.3240]
+    p += [0.4262, 0.5719, 0.6528, 0.7590, 1.0]
+    assert (stats.holm(p) < 0.05).sum() == 3 and (stats.benjamini_hochberg(p) < 0.05).sum() == 4
+
+
+@pytest.mark.parametrize("adjust", [stats.holm, stats.benjamini_hochberg])
+def test_adjusted_p_keep_order_and_leave_nan_out(adjust):
+    p = np.random.default_rng(0).random(20) ** 3
+    out = adjust(p)
+    assert (out >= p).all() and (out <= 1).all() and (np.diff(out[np.argsort(p)]) >= 0).all()
+    order = np.random.default_rng(1).permutation(20)
+    np.testing.assert_allclose(adjust(p[order]), out[order])
+    holes = np.insert(p, [0, 7, 20], math.nan)
+    np.testing.assert_allclose(adjust(holes), np.insert(out, [0, 7, 20], math.nan))
+    assert adjust([0.3]).tolist() == [0.3] and adjust([0.0, 1.0]).tolist() == [0.0, 1.0]
+    assert adjust([]).size == 0 and np.isnan(adjust([math.nan])).all()
+    assert (stats.benjamini_hochberg(p) <= stats.holm(p)).all()
+    for wrong in (-0.1, 1.2):
+        with pytest.raises(MMCollapseError, match=f"p {wrong:g}"):
+            adjust([0.5, wrong])
+
+
+def test_holm_holds_the_chance_of_any_false_rejection():
+    p = np.random.default_rng(3).random((2000, 3))
+    wrong = np.mean([(stats.holm(row) < 0.05).any() for row in p])
+    assert abs(wrong - (1 - (1 - 0.05 / 3) ** 3)) < 3 * math.sqrt(0.05 * 0.95 / 2000)
 
 
 # ---- verdicts
@@ -246,3 +343,216 @@ def test_a_conjunction_needs_every_part():
     assert stats.conjunction([yes, no, unsure]) == "contradicted"
     assert stats.conjunction([yes, unsure]) == "inconclusive"
     assert stats.conjunction([no, none]) == none
+
+
+# ---- simulated studies: coverage
+
+
+def noise(rng, *shape, rho=0.8):
+    """(..., 11): chains of generations 0-10 whose deviations are AR(1), stationary, of variance 1."""
+    out = rng.standard_normal((*shape, 11))
+    for g in range(1, 11):
+        out[..., g] = rho * out[..., g - 1] + math.sqrt(1 - rho**2) * out[..., g]
+    return out
+
+
+def studies(seeds, scale, count=4000):
+    """(count, 2, seeds, 11): an arm that falls and its control, which share the level of their seed; and the truth of
+    falling - control by summary. On the log scale the fall is a factor from generation 1 on."""
+    rng = np.random.default_rng(seeds)
+    level = 1 + 0.3 * rng.standard_normal((count, 1, seeds, 1))
+    wander = 0.1 * noise(rng, count, 2, seeds)
+    if scale == "log":
+        curves = np.exp(level + wander)
+        curves[:, 0, :, 1:] *= 0.8
+        return curves, {"late": math.log(0.8), "auc": math.log(0.8)}
+    curves = level + wander
+    curves[:, 0] -= 0.05 * np.arange(11)
+    return curves, {"late": -0.05 * 9, "auc": -0.05 * 5.5}
+
+
+def differences(curves, summary, scale):
+    """(count, seeds): what chain_scalars and paired_differences make of `studies`, all at once."""
+    scalar = curves[..., stats.summary_generations(summary, 10)].mean(-1)
+    scalar = stats.on_scale(scalar, np.ones_like(scalar), scale)
+    return scalar[:, 0] - scalar[:, 1]
+
+
+@pytest.mark.parametrize("summary", ["late", "auc"])
+@pytest.mark.parametrize("scale", ["identity", "log"])
+def test_all_at_once_is_what_the_functions_do(summary, scale):
+    curves, _ = studies(5, scale, count=4)
+    d = differences(curves, summary, scale)
+    low, high = stats._t_ends(d)
+    for i, study in enumerate(curves):
+        arms = [pd.concat([chain(values, seed) for seed, values in enumerate(arm)]) for arm in study]
+        paired = stats.paired_differences(*(stats.chain_scalars(arm, summary, 10) for arm in arms), scale)
+        np.testing.assert_allclose(paired, d[i])
+        np.testing.assert_allclose(stats.t_interval(paired), (low[i], high[i]))
+
+
+@pytest.mark.parametrize("scale", ["identity", "log"])
+@pytest.mark.parametrize("seeds", [3, 5, 8, 10])
+def test_the_interval_covers_the_truth_of_autocorrelated_chains(scale, seeds):
+    curves, truth = studies(seeds, scale)
+    for summary in ("late", "auc"):
+        low, high = stats._t_ends(differences(curves, summary, scale))
+        covered = ((low <= truth[summary]) & (truth[summary] <= high)).mean()
+        assert abs(covered - 0.95) < 3 * math.sqrt(0.95 * 0.05 / len(curves)), summary
+
+
+def test_generations_taken_for_observations_would_cover_too_little():
+    curves, _ = studies(5, "identity", count=2000)
+    apart = curves[:, 0] - curves[:, 1] + 0.05 * np.arange(11)  # its truth is 0 in every generation
+    low, high = stats._t_ends(apart[:, :, 1:].reshape(2000, -1))
+    assert ((low <= 0) & (0 <= high)).mean() < 0.75
+
+
+def test_a_percentile_bootstrap_over_five_seeds_covers_less_than_t():
+    curves, truth = studies(5, "identity", count=2000)
+    d = differences(curves, "late", "identity")
+    which = np.random.default_rng(0).integers(5, size=(1000, 5))
+    low, high = np.percentile(d[:, which].mean(-1), [2.5, 97.5], axis=1)
+    covered = ((low <= truth["late"]) & (truth["late"] <= high)).mean()
+    assert 0.79 < covered < 0.87  # DESIGN names 0.83
+    low, high = stats._t_ends(d)
+    assert ((low <= truth["late"]) & (truth["late"] <= high)).mean() > 0.935
+
+
+# ---- power
+
+
+@pytest.mark.parametrize("rule", stats.RULES)
+@pytest.mark.parametrize("effect", [0.0, 0.05, 0.12])
+def test_power_judges_as_verdict_does(rule, effect):
+    drawn = effect + 0.1 * np.random.default_rng(0).standard_normal((400, 6))
+    found = [stats.verdict(stats.effect_of(d, 0.1, rule), 0.1, rule) == "reproduced" for d in drawn]
+    assert stats.power(effect, 0.1, 0.1, 6, rule, draws=400) == np.mean(found)
+
+
+@pytest.mark.parametrize(("seeds", "effect"), [(5, 0.0), (5, 0.1), (8, 0.07), (10, 0.1)])
+def test_power_is_that_of_the_t_test_where_every_effect_is_of_interest(seeds, effect):
+    edge = scipy_stats.t.ppf(0.975, seeds - 1)
+    closed = scipy_stats.nct.sf(edge, seeds - 1, effect / 0.1 * math.sqrt(seeds))  # S = 0 never binds
+    assert stats.power(effect, 0.1, 0.0, seeds) == pytest.approx(
+        closed, abs=3 * math.sqrt(closed * (1 - closed) / 20000)
+    )
+
+
+def test_power_grows_with_seeds_and_effect_and_falls_with_spread():
+    by_effect = [stats.power(e, 0.1, 0.1, 5) for e in np.linspace(0, 0.4, 9)]
+    by_seeds = [stats.power(0.2, 0.15, 0.1, n) for n in (5, 6, 8, 10, 20)]
+    by_spread = [stats.power(0.2, sd, 0.1, 5) for sd in (0.0, 0.05, 0.1, 0.2)]
+    assert by_effect == sorted(by_effect) and by_effect[-1] > 0.99
+    assert by_seeds == sorted(by_seeds) and by_seeds[-1] > by_seeds[0] + 0.3
+    assert by_spread == sorted(by_spread, reverse=True) and by_spread[0] == 1
+    assert stats.power(0.1, 1e-3, 0.1, 5) == pytest.approx(0.5, abs=0.02)  # at S the estimate decides, at any n
+    assert stats.power(5.0, 0.1, 0.1, 4) == 0
+    with pytest.raises(MMCollapseError, match="beside"):
+        stats.power(0.1, 0.1, 0.1, 5, "beside")
+    with pytest.raises(MMCollapseError, match="deviation -1"):
+        stats.power(0.1, -1, 0.1, 5)
+
+
+@pytest.mark.parametrize("seeds", [5, 10])
+def test_a_single_contrast_is_rarely_reproduced_by_chance(seeds):
+    assert stats.power(0, 0.05, 0.1, seeds) == 0 and stats.power(0, 0.1, 0.1, seeds) < 0.01
+    assert stats.power(0, 0.8, 0.1, seeds) == pytest.approx(
+        0.025, abs=0.004
+    )  # S does not bind: one side of the interval
+
+
+# ---- rank correlation
+
+
+def cells(predictor, outcome):
+    """A frame of arrays (arms, generations)."""
+    arms, generations = np.shape(predictor)
+    arm, generation = np.divmod(np.arange(arms * generations), generations)
+    return pd.DataFrame(
+        {"arm": [f"arm {a}" for a in arm], "generation": generation, "predictor": np.ravel(predictor)}
+        | {"outcome": np.ravel(outcome)}
+    )
+
+
+def test_rank_correlation_is_the_mean_of_scipys():
+    x, y = np.random.default_rng(0).normal(size=(2, 12, 5)).round(1)  # with ties
+    found = stats.rank_correlation(cells(x, y).sample(frac=1, random_state=1))
+    assert found.rho == pytest.approx(np.mean([scipy_stats.spearmanr(x[:, g], y[:, g])[0] for g in range(5)]))
+    assert (found.arms, found.generations, found.reason) == (12, 5, "") and found.low < found.rho < found.high
+    assert found == stats.rank_correlation(cells(x, y))
+    rising = stats.rank_correlation(cells(np.exp(x), y**3))  # ranks only
+    assert (rising.rho, rising.p) == (pytest.approx(found.rho), found.p)
+
+
+@pytest.mark.parametrize(("arms", "floor"), [(4, 2 / 24), (5, 2 / 120), (12, 1 / 10001)])
+def test_perfect_and_reversed_order(arms, floor):
+    x = np.arange(arms)[:, None] + np.zeros(3)
+    for sign in (1, -1):
+        found = stats.rank_correlation(cells(x, sign * x**2))
+        assert found.rho == pytest.approx(sign) and found.p == pytest.approx(floor)
+        assert (found.low, found.high) == (pytest.approx(sign), pytest.approx(sign))
+
+
+def test_a_trend_that_both_share_over_generations_is_no_correlation():
+    x, y = np.random.default_rng(2).normal(size=(2, 8, 5))
+    trend = 100 * np.arange(5)
+    assert stats.rank_correlation(cells(x + trend, y + trend)) == stats.rank_correlation(cells(x, y))
+    assert scipy_stats.spearmanr(np.ravel(x + trend), np.ravel(y + trend))[0] > 0.9  # the pooled one is fooled
+    # and one that differs between generations is not hidden by it
+    assert stats.rank_correlation(cells(x - trend, x + trend)).rho == pytest.approx(1)
+
+
+def test_permutations_are_all_of_the_arms_together():
+    x, y = np.random.default_rng(4).normal(size=(2, 5, 3))
+    rhos = []
+    for order in itertools.permutations(range(5)):
+        rhos.append(np.mean([scipy_stats.spearmanr(x[list(order), g], y[:, g])[0] for g in range(3)]))
+    expected = np.mean(np.abs(rhos) >= abs(rhos[0]) - 1e-9)
+    assert stats._permutation_p(x, y) == pytest.approx(expected) == stats.rank_correlation(cells(x, y)).p
+
+
+@pytest.mark.parametrize("arms", [6, 12])
+def test_permutation_p_is_uniform_where_nothing_correlates(arms):
+    rng = np.random.default_rng(arms)
+    own = rng.normal(size=(2, 400, arms, 1))  # an arm's generations hang together
+    x, y = 0.9 * own + 0.4 * rng.normal(size=(2, 400, arms, 4))
+    p = np.array([stats._permutation_p(a, b) for a, b in zip(x, y, strict=True)])
+    assert scipy_stats.kstest(p, "uniform").pvalue > 0.01
+    assert abs((p <= 0.05).mean() - 0.05) < 3 * math.sqrt(0.05 * 0.95 / 400)
+
+
+def test_the_arm_bootstrap_covers_roughly_and_hides_nothing(monkeypatch):
+    monkeypatch.setattr(stats, "DRAWS", 500)
+    rng, covered = np.random.default_rng(5), []
+    for _ in range(300):
+        x, e = rng.normal(size=(2, 12, 3))
+        ends = np.percentile(stats._resampled_spearman(x, 0.5 * x + math.sqrt(0.75) * e), [2.5, 97.5])
+        covered.append(ends[0] <= 6 / math.pi * math.asin(0.25) <= ends[1])
+    assert 0.88 < np.mean(covered) < 0.99
+    monkeypatch.setattr(stats, "DRAWS", 20_000)
+    x, y = rng.normal(size=(2, 4, 2))
+    found = stats.rank_correlation(cells(x, y))
+    assert found.left_out == pytest.approx(20_000 * 4 / 4**4, rel=0.2)  # resamples of one arm alone
+    assert not np.isnan([found.low, found.high]).any()
+    x[:3] = 7.0  # three arms alike: more resamples are flat
+    assert stats.rank_correlation(cells(x, y)).left_out == pytest.approx(20_000 * (3**4 + 1) / 4**4, rel=0.05)
+
+
+def test_rank_correlation_refuses_what_it_cannot_use():
+    x, y = np.random.default_rng(6).normal(size=(2, 5, 3))
+    whole = cells(x, y)
+    with pytest.raises(MMCollapseError, match="3 arms: at least 4"):
+        stats.rank_correlation(cells(x[:3], y[:3]))
+    with pytest.raises(MMCollapseError, match="predictor in 1 cell.*arm 2 generation 1"):
+        stats.rank_correlation(whole.drop(index=2 * 3 + 1))
+    holed = whole.copy()
+    holed.loc[4, "outcome"] = math.nan
+    with pytest.raises(MMCollapseError, match="no outcome in 1 cell.*arm 1 generation 1"):
+        stats.rank_correlation(holed)
+    with pytest.raises(MMCollapseError, match="more than one row for arm arm 0 generation 0"):
+        stats.rank_correlation(pd.concat([whole, whole.iloc[:1]]))
+    y[:, 2] = 1.0
+    found = stats.rank_correlation(cells(x, y))
+    assert np.isnan([found.rho, found.low, found.high, found.p]).all()
+    assert found.reason == "outcome is the same in all arms in generation 2"

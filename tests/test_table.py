@@ -71,7 +71,7 @@ def test_merging_joins_what_is_equal_and_refuses_what_is_not():
 def test_a_complete_table_passes():
     complete(rows())
     marked = rows()
-    marked[5] |= {"value": nan, "space": "missing: this world has no known truth", "n": 0}
+    marked[5] |= {"value": nan, "missing": "this world has no known truth", "n": 0}
     complete(marked)
 
 
@@ -83,11 +83,11 @@ def test_a_complete_table_passes():
         (lambda r: r["generation"] == 3, "seed 0: no generation [3]"),
         (
             lambda r: r["generation"] == 2 and r["metric"] == "kid",
-            "generation 2: lacks [('guidance 1', 'test', 'kid')]",
+            "generation 2: lacks [('guidance 1', 'test', 'kid', 'oracle')]",
         ),
         (
             lambda r: r["generation"] == 0 and r["metric"] == "kid",
-            "generation 0: lacks [('guidance 1', 'test', 'kid')]",
+            "generation 0: lacks [('guidance 1', 'test', 'kid', 'oracle')]",
         ),
         (lambda r: r["seed"] == 1 and r["metric"] == "kid", "seed 1, generation 0: lacks"),
     ],

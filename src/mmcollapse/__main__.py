@@ -65,6 +65,14 @@ def sweep(args):
     print(f"\nmade {settings.results_folder / '00_recipe.parquet'}")
 
 
+def instruments(args):
+    from mmcollapse.instruments import instruments
+
+    settings = load_settings(args.profile, **changes(args))
+    instruments(settings)
+    print(f"made {settings.results_folder / '00_instruments.parquet'}")
+
+
 def bench(args):
     from mmcollapse.bench import bench
 
@@ -92,7 +100,7 @@ def pretrain(args):
             torch.cuda.set_device(device := f"cuda:{os.environ['LOCAL_RANK']}")
     scale = tiny(SCALES[world.name]) if args.profile == "smoke" else SCALES[world.name]
     if args.steps:
-        names = ("vae", "oracle", "judge", "generator", "captioner")
+        names = ("vae", "oracle", "judge", "language", "generator", "captioner")
         scale = replace(scale, **{n: replace(getattr(scale, n), steps=args.steps) for n in names})
     out = Path(args.models) if args.models else ROOT / "data" / "models" / world.name
     pretrain(world, out, scale, device, args.stages.split(",") if args.stages else None, args.seed)
@@ -108,6 +116,7 @@ COMMANDS = {
     trace: "from a row of a table or a figure to the run that made it",
     pretrain: "build the base models of a world",
     sweep: "choose learning rate and steps on pilot seeds",
+    instruments: "real pictures and captions, damaged by known amounts: what the metrics see of it",
     bench: "pictures a second on this machine",
     validate: "run copies of the notebooks at smoke through nbval",
 }

@@ -121,7 +121,20 @@ CLAIMS = (
 EVERY = "every part"  # the contrast of the row that holds the verdict on the whole claim
 UNDEFINED = "undefined there: too little could be read"
 COLUMNS = ["claim", "contrast", "endpoint", "scale", "late", "S", "rule", "effect", "low", "high"]
-COLUMNS += ["seeds", "agree", "p", "verdict"]
+COLUMNS += ["seeds", "agree", "p", "p_t", "p_holm", "verdict"]
+
+# The scale of a secondary metric, by how its name begins; of the others (BLEU, KID, cosines, ...) "identity".
+SCALE_OF = {
+    # shares of n samples
+    "logit": ("all_right", "two_right", "right_", "abstains", "unreadable", "tail_coverage")
+    + ("precision", "recall", "coverage"),
+    # above 0, and compared as factors
+    "log": ("variance", "caption_variance", "nuisance_ratio", "vendi", "length", "vocabulary", "perplexity")
+    + ("frechet", "fid"),
+}
+ARITHMETIC = ("sampling_floor",)  # follows from the number of prompts, so no arm can differ in it
+SECONDARY = ["modality", "measurement", "metric", "space", "scale", "late"]
+SECONDARY += ["effect", "low", "high", "seeds", "p_t", "q"]
 
 
 def conclude(table: pd.DataFrame, claims: Sequence[Claim] = CLAIMS, generations: int | None = None) -> pd.DataFrame:
@@ -132,19 +145,23 @@ def conclude(table: pd.DataFrame, claims: Sequence[Claim] = CLAIMS, generations:
     contrast's scale. Seeds that one side lacks altogether are left out (`seeds` says how many pairs remain); a chain
     that has begun but lacks a value stops the verdict, which then says what is missing. MMCollapseError: duplicate
     rows, arms that are missing altogether, a metric with no row at all.
+
+    p: exact sign flips; p_t: paired t test (see stats.t_p); both two-sided, of no difference whatever the rule. p_holm:
+    p_t after Holm over the contrasts of the claim, for reading a single contrast. The verdict on a claim uses none of
+    them: it needs every contrast, and a conjunction of tests errs no more often than each (intersection-union).
     """
     _check(table, claims)
     planned = int(table.generation.max()) if generations is None else generations
-    late = stats.late_generations(planned)
-    span = f"generations {late[0]}-{late[-1]}" if len(late) > 1 else f"generation {late[0]}"
     out = []
     for claim in claims:
         rows = []
         for c in claim.contrasts:
             e = c.endpoint
             row = {"claim": claim.id, "contrast": c.name, "endpoint": f"{e.metric}, {e.measurement}", "scale": e.scale}
-            row |= {"late": f"{span} of {planned}", "rule": c.rule}
+            row |= {"late": _span(planned), "rule": c.rule}
             rows.append(row | _contrast(table, c, planned))
+        for row, p in zip(rows, stats.holm([row["p_t"] for row in rows]), strict=True):
+            row["p_holm"] = p
         whole = {"claim": claim.id, "contrast": EVERY, "late": rows[0]["late"], "seeds": min(r["seeds"] for r in rows)}
         out += [*rows, whole | {"verdict": stats.conjunction([r["verdict"] for r in rows])}]
     frame = pd.DataFrame(out, columns=COLUMNS)
@@ -177,14 +194,14 @@ def _check(table: pd.DataFrame, claims: Sequence[Claim]):
 
 
 def _rows(table: pd.DataFrame, arm: str, e: Endpoint) -> pd.DataFrame:
-    """The rows of an endpoint in an arm; a value that could not be computed says so in `space`."""
+    """The rows of an endpoint in an arm; a value that could not be computed says why in `missing`."""
     rows = table[
         (table.arm == arm)
         & (table.modality == e.modality)
         & (table.metric == e.metric)
         & (table.measurement == e.measurement)
         & (table.subset == e.subset)
-        & ((table.space == e.space) | table.space.str.startswith("missing"))
+        & (table.space == e.space)
     ]
     if rows.empty:
         raise MMCollapseError(
@@ -198,20 +215,65 @@ def _contrast(table: pd.DataFrame, c: Contrast, planned: int) -> dict:
     for arm, summary in (c.more, c.less):
         rows = _rows(table, arm, c.endpoint)
         sides.append(stats.chain_scalars(rows, summary, planned))
-        told = rows.space[rows.value.isna()]
-        reasons += [s.removeprefix("missing:").strip() if s.startswith("missing") else UNDEFINED for s in told]
+        reasons += [why or UNDEFINED for why in rows.missing[rows.value.isna()]]
         for seed, missing in sides[-1].missing.items():
             if missing:
                 gaps.append(f"{arm} seed {seed} generation {', '.join(map(str, missing))}")
     if gaps:
         why = f" ({reasons[0]})" if reasons else ""
         verdict = f"no verdict: {c.endpoint.metric} is missing in {len(gaps)} chain(s), the first {gaps[0]}{why}"
-        return {"S": math.nan, "seeds": 0, "verdict": verdict}
+        return {"S": math.nan, "seeds": 0, "p_t": math.nan, "verdict": verdict}
     differences = stats.paired_differences(*sides, c.endpoint.scale)
     both = pd.concat([side.loc[differences.index] for side in sides])
     smallest = stats.smallest_effect(c.smallest, c.endpoint.scale, both["value"].mean(), both["n"].min())
     effect = stats.effect_of(differences, smallest, c.rule)
-    return {"S": smallest, **vars(effect), "verdict": stats.verdict(effect, smallest, c.rule)}
+    p_t = stats.t_p(differences)
+    return {"S": smallest, **vars(effect), "p_t": p_t, "verdict": stats.verdict(effect, smallest, c.rule)}
+
+
+def secondary(table: pd.DataFrame, generations: int | None = None) -> pd.DataFrame:
+    """Every other metric: a tidy frame with SECONDARY, one row for each metric, measurement and space of the subset
+    "test" that the arms recursive and gen0 have in a modality and that is no endpoint of CLAIMS, sorted by q.
+
+    effect: recursive - gen0, mean over seeds of the paired difference of *late*, on the scale of SCALE_OF; low, high:
+    95% t interval; p_t: paired t test; q: Benjamini-Hochberg over all rows. No smallest effect was set down for these,
+    so they have no verdict. NaN, and not counted in q, where a value has no place on its scale (log of 0). Left out:
+    metrics that are missing in any late generation of these arms, or have fewer than 2 pairs of seeds; with one seed
+    the frame is empty. generations and errors as in conclude, but for the arms."""
+    _check(table, ())
+    planned = int(table.generation.max()) if generations is None else generations
+    late = _span(planned)
+    primary = {
+        (e.modality, e.measurement, e.metric, e.space) for c in CLAIMS for e in (k.endpoint for k in c.contrasts)
+    }
+    tested = table[(table.subset == "test") & table.arm.isin(["recursive", "gen0"]) & ~table.metric.isin(ARITHMETIC)]
+    out = []
+    for key, rows in tested.groupby(["modality", "measurement", "metric", "space"]):
+        sides = [stats.chain_scalars(rows[rows.arm == arm], "late", planned) for arm in ("recursive", "gen0")]
+        seeds = sides[0].index.intersection(sides[1].index)
+        if key in primary or len(seeds) < 2 or pd.concat(sides)["value"].isna().any():
+            continue
+        scale = scale_of(key[2])
+        try:
+            d = stats.paired_differences(*sides, scale)
+        except MMCollapseError:  # a collapsed chain may leave a variance of 0
+            d = pd.Series(math.nan, index=seeds)
+        out.append((*key, scale, late, d.mean(), *stats.t_interval(d), len(d), stats.t_p(d), math.nan))
+    frame = pd.DataFrame(out, columns=SECONDARY)
+    frame["q"] = stats.benjamini_hochberg(frame.p_t)
+    return frame.sort_values(["q", "p_t", *SECONDARY[:4]], ignore_index=True)
+
+
+def scale_of(metric: str) -> str:
+    """The scale on which a secondary metric is compared, by SCALE_OF."""
+    return next((scale for scale, names in SCALE_OF.items() if metric.startswith(names)), "identity")
+
+
+def _span(planned: int) -> str:
+    late = stats.late_generations(planned)
+    return (
+        f"generation{'s' * (len(late) > 1)} {'-'.join(str(g) for g in dict.fromkeys((late[0], late[-1])))} of {planned}"
+    )
 
 
 # ---- in words
@@ -224,14 +286,14 @@ def in_words(conclusions: pd.DataFrame, claims: Sequence[Claim] = CLAIMS) -> str
     texts = {claim.id: claim.text for claim in claims}
     lines = [_opening(whole, int(parts.seeds.max())), ""]
     lines += [f"- **{claim}** ({texts[claim]}): **{verdict}**" for claim, verdict in whole.items()]
-    lines += ["", "| claim | contrast | endpoint | effect | 95% interval | S | agree | p | verdict |", "|" + "---|" * 9]
+    head = ["claim", "contrast", "endpoint", "effect", "95% interval", "S", "agree", "p", "Holm", "verdict"]
+    lines += ["", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for row in parts.itertuples():
         if math.isnan(row.effect):
-            numbers = ["", "", "", "", ""]
+            numbers = [""] * 6
         else:
-            interval = "" if math.isnan(row.low) else f"{row.low:+.3g} to {row.high:+.3g}"
-            effect = f"{row.effect:+.3g}" + (f" (x {math.exp(row.effect):.2f})" if row.scale == "log" else "")
-            numbers = [effect, interval, f"{row.S:.2g}", f"{row.agree} of {row.seeds}", f"{row.p:.2g}"]
+            holm = "" if math.isnan(row.p_holm) else f"{row.p_holm:.2g}"
+            numbers = [*_effect_cells(row), f"{row.S:.2g}", f"{row.agree} of {row.seeds}", f"{row.p:.2g}", holm]
         kind = {"above": "", "not below": " (no loss)", "within": " (no change)"}[row.rule]
         cells = [row.claim, row.contrast + kind, f"{row.endpoint}, {row.scale}", *numbers, row.verdict.split(":")[0]]
         lines.append(f"| {' | '.join(cells)} |")
@@ -239,9 +301,36 @@ def in_words(conclusions: pd.DataFrame, claims: Sequence[Claim] = CLAIMS) -> str
         "",
         f"Late is the mean of {parts.late.iloc[0]}. An effect is a difference paired by seed, on the scale named, and "
         "above 0 where the claim predicts it; in brackets the same as a factor. S: the smallest effect of interest. "
-        "Agree: the seeds on the claim's side. p: exact two-sided sign flips.",
+        "Agree: the seeds on the claim's side. p: exact two-sided sign flips; Holm: p of the paired t test, corrected "
+        "over the contrasts of the claim. The verdict on a claim needs every contrast, and so no correction.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def secondary_in_words(frame: pd.DataFrame) -> str:
+    """Short markdown: the rows of `secondary` with q < .05, out of how many."""
+    if frame.empty:
+        return "No secondary metric was tested: it takes two seeds of the arms recursive and gen0.\n"
+    tested, found = int(frame.p_t.notna().sum()), frame[frame.q < 0.05]
+    lines = [
+        f"Of {tested} secondary metrics, {len(found)} differ between the arms recursive and gen0 at q < .05 (paired t "
+        f"test by seed, mean of {frame.late.iloc[0]}, Benjamini-Hochberg over all {tested})."
+    ]
+    if rest := len(frame) - tested:
+        lines[0] += f" {rest} more could not be tested: no value on their scale, or no spread between seeds."
+    if len(found):
+        head = ["metric", "of", "recursive - gen0", "95% interval", "seeds", "q"]
+        lines += ["", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for row in found.itertuples():
+        of = f"{row.modality}, {row.measurement}, {row.space}"
+        cells = [f"{row.metric}, {row.scale}", of, *_effect_cells(row), str(row.seeds), f"{row.q:.2g}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _effect_cells(row) -> list[str]:
+    factor = f" (x {math.exp(row.effect):.2f})" if row.scale == "log" else ""
+    return [f"{row.effect:+.3g}{factor}", "" if math.isnan(row.low) else f"{row.low:+.3g} to {row.high:+.3g}"]
 
 
 def say(table: pd.DataFrame) -> str:

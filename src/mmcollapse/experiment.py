@@ -20,11 +20,9 @@ from mmcollapse.digests import digest_of
 from mmcollapse.disk import write_whole
 from mmcollapse.errors import MMCollapseError, StoreFull
 from mmcollapse.loop import Model, Study, run_chain
-from mmcollapse.measure import SHELF, Instruments, measure_captioner, measure_generator, measure_world
+from mmcollapse.measure import SHELF, Instruments, measure_captioner, measure_generator, measure_world, open_instruments
 from mmcollapse.metrics.truth import sampling_floor
 from mmcollapse.models import load
-from mmcollapse.models.judge import Judge
-from mmcollapse.models.oracle import Oracle
 from mmcollapse.protocol import arms_of
 from mmcollapse.settings import ROOT, Settings, as_dict
 from mmcollapse.store import Store, load_pairs, save_pairs
@@ -79,8 +77,7 @@ def open_study(settings: Settings) -> tuple[Study, Instruments]:
         )
     roles = {role: Model(load(models / role, device, settings.dtype), settings) for role in ("generator", "captioner")}
     study = Study(settings, Store(settings.runs_folder), world, roles, device)
-    oracle = Oracle(models / "oracle", device) if world.truth else None
-    return study, Instruments(study, Judge(models / "judge", device), oracle)
+    return study, open_instruments(study, device)
 
 
 def run_experiment(experiment: str, settings: Settings) -> pd.DataFrame:
@@ -94,7 +91,7 @@ def run_experiment(experiment: str, settings: Settings) -> pd.DataFrame:
     began, rows, failures, pictures, shared = time.monotonic(), [], [], [], {}
 
     progress.stage("world", 0, "measuring")
-    rows += [r | {"arm": "world", "seed": -1, "generation": 0} for r in measure_world(study, tools)]
+    rows += measure_world(study, tools)
     for protocol in protocols:
         for seed in seeds:
 

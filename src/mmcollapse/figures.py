@@ -25,6 +25,7 @@ from matplotlib.figure import Figure  # without pyplot: a notebook's own backend
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image
+from scipy.stats import spearmanr
 
 from mmcollapse import stats
 from mmcollapse.disk import checksum, write_whole
@@ -47,8 +48,12 @@ ARM_STYLE = {
     "frozen-drift": _arm("#111111", (0, (10, 1.5)), "*", "frozen, whole schedule"),
     "frozen-length": _arm("#1B7F6B", (0, (4, 2)), "p", "frozen, length only"),
     "frozen-temperature": _arm("#8E7CC3", (0, (1.5, 1)), "<", "frozen, temperature only"),
-    "world": _arm("#333333", (0, (1, 1.6)), "", "reference: real pictures and captions"),
+    "world": _arm("#333333", (0, (1, 1.6)), "", "real against real, 95% of new sets"),
+    "vae": _arm("#777777", (0, (3, 1.5, 1, 1.5)), "", "real through the autoencoder"),
 }
+REFERENCES = ("world", "vae")
+# Of a metric that was measured in several spaces a panel shows the first of these that is there.
+SPACES = ("oracle", "parser", "words", "pixels", "language", "judge", "clip", "inception", "dino", "judge-2", "")
 FLOOR = {"color": "#333333", "linestyle": (0, (6, 2, 1, 2, 1, 2)), "linewidth": 0.9}
 STYLE = {
     **sns.axes_style("ticks"),
@@ -145,15 +150,16 @@ class Panel:
         """The filter of the rows of the table that it shows."""
         metrics = [self.metric, "sampling_floor"] if self.floor else [self.metric]
         shown = {"metric": metrics, "modality": self.modality, "measurement": self.measurement, "subset": "test"}
-        return shown | {"arm": [*self.arms, "world"]}
+        return shown | {"arm": [*self.arms, *REFERENCES]}
 
     def of(self, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Its rows in the table: of its arms, and of the reference."""
+        """Its rows in the table: of its arms, and of the references."""
         rows = table[(table.modality == self.modality) & (table.metric == self.metric) & (table.subset == "test")]
-        world = rows[(rows.arm == "world") & rows.value.notna()]
-        same = world[world.measurement == self.measurement]
-        # Captions that people wrote come from no decoding, so their one value holds for every measurement.
-        reference = world if same.empty and world.value.nunique() == 1 else same
+        rows = rows[rows.space == next((s for s in SPACES if (rows.space == s).any()), "")]
+        known = rows[rows.arm.isin(REFERENCES) & rows.value.notna()]
+        same = known[known.measurement == self.measurement]
+        # Captions that people wrote come from no decoding, so they hold for every measurement.
+        reference = known.drop_duplicates(["arm", "seed", "value"]) if same.empty else same
         return rows[(rows.measurement == self.measurement) & rows.arm.isin(self.arms)], reference
 
 
@@ -166,17 +172,17 @@ def _curves(ax, table: pd.DataFrame, panel: Panel) -> list[str]:
         # A variance of exactly 0 has no place on a logarithmic axis.
         values, reference = values[values.value > 0], reference[reference.value > 0]
     if values.empty:
-        told = rows.space[rows.space.str.startswith("missing")]
-        why = told.iloc[0].removeprefix("missing:").strip() if len(told) else "no such rows in the table"
+        told = rows.missing[rows.missing != ""]
+        why = told.iloc[0] if len(told) else "no such rows in the table"
         _say(ax, "not measured:\n" + textwrap.fill(why, 30))
         return []
     shown = [arm for arm in panel.arms if (values.arm == arm).any()]
     for arm in shown:
         _chains(ax, values[values.arm == arm], panel.scale, arm)
-    if len(reference):
-        style = ARM_STYLE["world"]
-        ax.axhline(reference.value.iloc[0], color=style["color"], linestyle=style["linestyle"], linewidth=1.2, zorder=2)
-        shown.append("world")
+    for arm in REFERENCES:
+        if (known := reference.value[reference.arm == arm].to_numpy()).size:
+            _reference(ax, known, panel.scale, arm)
+            shown.append(arm)
     if panel.floor and _floor(ax, table, panel, values):
         shown.append("floor")
     ax.set_xlabel("generation (n = " + "-".join(f"{n:,}" for n in sorted({values.n.min(), values.n.max()})) + ")")
@@ -208,6 +214,21 @@ def _chains(ax, chains: pd.DataFrame, scale: str, arm: str):
     if wide.shape[1] >= 3:
         ax.fill_between(wide.index, low, high, color=style["color"], alpha=0.18, linewidth=0, zorder=1)
     ax.plot(wide.index, mean, **style, **thick)
+
+
+def _reference(ax, values: np.ndarray, scale: str, arm: str):
+    """The mean of a reference and, of two measurements or more, the band that holds 95% of further ones: mean and
+    t x standard deviation x sqrt(1 + 1/k)."""
+    style = ARM_STYLE[arm]
+    values = np.log(values) if scale == "log" else values
+    centre, k = values.mean(), len(values)
+    low, high = stats.t_interval(values)  # of the mean: t x sd / sqrt(k)
+    half = 0.5 * (high - low) * math.sqrt(k + 1) if k > 1 else 0.0
+    ends = np.array([centre, centre - half, centre + half])
+    ends = np.exp(ends) if scale == "log" else ends.clip(0, 1) if scale == "rate" else ends
+    ax.axhline(ends[0], color=style["color"], linestyle=style["linestyle"], linewidth=1.1, zorder=2)
+    if half:
+        ax.axhspan(ends[1], ends[2], color=style["color"], alpha=0.13, linewidth=0, zorder=0)
 
 
 def _floor(ax, table: pd.DataFrame, panel: Panel, values: pd.DataFrame) -> bool:
@@ -377,9 +398,34 @@ def _captioners(source: Source) -> Drawn:
     ]
     about = (
         "Captioning chains on test pictures. Sampled: ancestral sampling at temperature 1; greedy: the likeliest word "
-        "each time. Reference BLEU-4: one reference against the others."
+        "each time. Real BLEU-4: one reference against the others."
     )
     return Drawn(_grid(source, panels, 3, about), [p.rows() for p in panels])
+
+
+def _more(source: Source) -> Drawn:
+    pictures = {"modality": "image", "measurement": "guidance 1", "arms": TRAINED}
+    greedy = {"modality": "text", "measurement": "greedy", "arms": TRAINED}
+    sampled = greedy | {"measurement": "sampled"}
+    better, varied = "(higher is better)", "(lower = less varied)"
+    panels = [
+        Panel("Frechet distance", "judge features\n(lower is better)", "fid", **pictures),
+        Panel("Recall", f"share of real pictures\n{better}", "recall", **pictures, scale="rate"),
+        Panel("Coverage", f"share of real pictures\n{better}", "coverage", **pictures, scale="rate"),
+        Panel("Vendi score, pictures", f"effective number\n{varied}", "vendi", **pictures, scale="log"),
+        Panel("Power spectrum", "distance to real, powers of ten\n(lower is better)", "spectrum", **pictures),
+        Panel("Density", f"real neighbours\n{better}", "density", **pictures),
+        Panel("CIDEr, greedy", f"0-10, all references\n{better}", "cider", **greedy),
+        Panel("ROUGE-L, greedy", f"0-1, all references\n{better}", "rouge_l", **greedy),
+        Panel("Perplexity, sampled", "frozen language model\n(higher = less expected)", "perplexity", **sampled),
+        Panel("Distinct-2, sampled", f"share of word pairs\n{varied}", "distinct_2", **sampled, scale="rate"),
+        Panel("Self-BLEU, sampled", "to 199 other captions\n(higher = more alike)", "self_bleu", **sampled),
+        Panel("Vendi score, captions", f"effective number\n{varied}", "caption_vendi", **sampled, scale="log"),
+    ]
+    about = (
+        "Text-to-image chains at guidance 1 (first six panels) and captioning chains (last six), by further metrics."
+    )
+    return Drawn(_grid(source, panels, 4, about), [p.rows() for p in panels])
 
 
 def _drift(source: Source) -> Drawn:
@@ -557,6 +603,205 @@ def _captions(source: Source) -> Drawn:
     return Drawn(figure, [shown | {"generation": generations, "index": numbers}], samples=True)
 
 
+# ---- instruments
+
+# Metric, space, and the direction in which it moves when pictures or captions become worse: 1 up, -1 down.
+PICTURE_METRICS = [
+    *(("all_right", "oracle", -1), ("abstains", "oracle", 1), ("tail_coverage", "oracle", -1)),
+    *(("nuisance_ratio", "oracle", -1), ("spectrum", "pixels", 1)),
+    *((m, s, d) for m, d in (("fid", 1), ("kid", 1), ("precision", -1), ("recall", -1)) for s in ("judge", "judge-2")),
+    *(
+        (m, s, -1)
+        for m in ("density", "coverage", "vendi", "variance", "variance_within")
+        for s in ("judge", "judge-2")
+    ),
+    *(("P", "judge", 1), ("P", "judge-2", 1), ("W", "judge", -1)),
+]
+CAPTION_METRICS = [
+    *(("all_right", "parser", -1), ("tail_coverage", "parser", -1), ("bleu4", "words", -1), ("cider", "words", -1)),
+    *(("rouge_l", "words", -1), ("distinct_2", "words", -1), ("vocabulary", "words", -1), ("self_bleu", "words", 1)),
+    *(("perplexity", "language", 1), ("caption_vendi", "judge", -1), ("caption_variance", "judge", -1)),
+    *(("caption_variance", "judge-2", -1), ("P", "judge", 1), ("P", "judge-2", 1), ("W", "judge", -1)),
+]
+
+
+def _damage(source: Source) -> Drawn:
+    """Heat maps: Spearman correlation of each metric with the strength of each damage."""
+    table = source.table[source.table.measurement.str.fullmatch(r"[\d.]+") & source.table.value.notna()]
+    sides = [("image", PICTURE_METRICS, "Pictures"), ("text", CAPTION_METRICS, "Captions")]
+    note = textwrap.wrap(
+        "What the metrics see of damage whose strength is known (columns). A number is Spearman's correlation of the "
+        "metric with the strength, over five strengths, times the direction in which the metric gets worse (arrow): 1, "
+        "it moves with the damage as it should; 0, it is blind to it; -1, it calls the damage an improvement. In "
+        f"small print the range of its mean over strengths. Empty: it never changed. {source.table.seed.nunique()} "
+        f"seeds, n = {int(table.n[table.metric == 'kid'].median()):,} pictures, {source.about}.",
+        LETTERS,
+    )
+    cell, left, head = 0.26, 1.75, 0.85
+    height = head + cell * max(len(m) for _, m, _ in sides) + LINE * len(note) + 0.2
+    figure = Figure(figsize=(WIDTH, height))
+    x = left
+    for modality, metrics, title in sides:
+        part = table[table.modality == modality]
+        order = part[(part.space != "truth")].arm.unique()
+        damages = [d for d in DAMAGES if d in order]
+        metrics = [m for m in metrics if ((part.metric == m[0]) & (part.space == m[1])).any()]
+        wide = 0.62
+        ax = figure.add_axes(
+            (
+                x / WIDTH,
+                1 - (head + cell * len(metrics)) / height,
+                wide * len(damages) / WIDTH,
+                cell * len(metrics) / height,
+            )
+        )
+        values = np.full((len(metrics), len(damages)), np.nan)
+        for i, (metric, space, worse) in enumerate(metrics):
+            for j, damage in enumerate(damages):
+                rows = part[(part.metric == metric) & (part.space == space) & (part.arm == damage)]
+                mean = rows.groupby(rows.measurement.astype(float)).value.mean()
+                if mean.nunique() > 1:
+                    values[i, j] = worse * spearmanr(rows.measurement.astype(float), rows.value).statistic
+                    ends = f"{mean.iloc[0]:.3g} to {mean.iloc[-1]:.3g}"
+                    ax.text(j, i + 0.27, ends, ha="center", va="center", fontsize=3.9, color="#333333")
+                    ax.text(j, i - 0.14, f"{values[i, j]:+.2f}", ha="center", va="center", fontsize=6)
+        ax.imshow(np.ma.masked_invalid(values), cmap="PuOr_r", vmin=-1.35, vmax=1.35, aspect="auto")
+        ax.set_xticks(range(len(damages)), [textwrap.fill(d, 9) for d in damages], fontsize=6)
+        ax.xaxis.tick_top()
+        labels = [f"{m}, {s} {'↑' if d > 0 else '↓'}" for m, s, d in metrics]
+        ax.set_yticks(range(len(metrics)), labels, fontsize=6)
+        ax.tick_params(length=0)
+        ax.set_title(title, pad=22)
+        sns.despine(ax=ax, left=True, bottom=True)
+        x += wide * len(damages) + 1.5
+    _caption(figure, note)
+    return Drawn(figure, [{"modality": m, "metric": [k for k, _, _ in ms]} for m, ms, _ in sides])
+
+
+DAMAGES = ("noise", "blur", "grey", "saturated", "mixed", "autoencoder", "wrong scene", "lost modes", "less variety")
+DAMAGES += ("wrong caption", "one caption", "jumbled words")
+
+
+def _size(source: Source) -> Drawn:
+    """Real against real at several sizes: the bias of each metric in n."""
+    table = source.table[source.table.measurement.str.fullmatch(r"n \d+")]
+    shown = [
+        *(("image", m, "judge") for m in ("fid", "kid", "precision", "recall", "density", "coverage", "vendi")),
+        *(("image", "variance", "judge"), ("image", "spectrum", "pixels"), ("image", "P", "judge")),
+        *(("text", m, "words") for m in ("vocabulary", "distinct_2", "self_bleu", "bleu4", "cider", "rouge_l")),
+        *(
+            ("text", "tail_coverage", "parser"),
+            ("text", "caption_variance", "judge"),
+            ("text", "caption_vendi", "judge"),
+        ),
+    ]
+    note = textwrap.wrap(
+        "Real against real: what sample size alone does to a metric. Points: mean over "
+        f"{table.seed.nunique()} pairs of disjoint sets of real pictures, or of captions (one against four others); "
+        "band: their standard deviation. A metric whose curve is not flat is compared at equal n only. The Frechet "
+        "distance is not used left of the dashed line, 10 samples a dimension; self-BLEU is always that of the first "
+        f"200. {source.about}.",
+        LETTERS,
+    )
+    columns, cell, head = 5, 1.75, 0.15
+    rows = math.ceil(len(shown) / columns)
+    height = head + rows * cell + LINE * len(note) + 0.15
+    figure = Figure(figsize=(WIDTH, height))
+    for k, (modality, metric, space) in enumerate(shown):
+        row, column = divmod(k, columns)
+        x, y = (column * WIDTH / columns + 0.5) / WIDTH, 1 - (head + (row + 1) * cell - 0.42) / height
+        ax = figure.add_axes((x, y, (WIDTH / columns - 0.62) / WIDTH, (cell - 0.72) / height))
+        part = table[(table.modality == modality) & (table.metric == metric) & (table.space == space)]
+        n = part.measurement.str[2:].astype(int)
+        mean, sd = part.value.groupby(n).mean(), part.value.groupby(n).std()
+        ax.fill_between(mean.index, mean - sd, mean + sd, color="#2E86C1", alpha=0.25, linewidth=0)
+        ax.plot(mean.index, mean, color="#2E86C1", marker="o", markersize=3, linewidth=1.2)
+        if metric == "fid":
+            ax.axvline(640, color="#333333", linestyle=(0, (4, 2)), linewidth=0.8)
+        ax.set_title(f"{metric}, {space}", fontsize=7)
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(FixedLocator([50, 200, 1000]))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_locator(MaxNLocator(nbins=4))
+        ax.set_xlabel("n", labelpad=0)
+        ax.margins(y=0.15)
+        sns.despine(ax=ax)
+    _caption(figure, note)
+    return Drawn(figure, [{"modality": m, "metric": k, "space": s, "arm": "real"} for m, k, s in shown])
+
+
+def _truth(source: Source) -> Drawn:
+    """What the oracle reads against what is exactly known, and against an eye."""
+    table = source.table
+    exact = [
+        ("all_right", "wrong scene", "All attributes right", "share of pictures"),
+        ("tail_coverage", "lost modes", "Tail coverage", "share of rare cells"),
+        ("nuisance_ratio", "less variety", "Nuisance variance", "ratio to real"),
+    ]
+    eye = table[table.arm == "by eye"]
+    generations = sorted(m for m in eye.measurement.unique() if m[-1].isdigit())
+    generations.sort(key=lambda m: int(m.split()[-1]))
+    parts = [f"{m.split()[-1]}: n {int(eye[eye.measurement == m].n.max())}" for m in generations]
+
+    def said(metric, space, measurement="generation all"):
+        rows = eye[(eye.metric == metric) & (eye.space == space) & (eye.measurement == measurement)]
+        return rows.value.iloc[0] if len(rows) else math.nan
+
+    note = textwrap.wrap(
+        "First three: the oracle's reading of real pictures that were changed by a known amount, against the exact "
+        "truth; on the diagonal it is right. Last: pictures that a text-to-image chain made, judged one by one by a "
+        "viewer (an AI model that looked at them) who knew neither generation nor oracle (00_eyes). "
+        + (
+            f"Pictures a generation: {', '.join(parts)}. All together: oracle and eye agree on "
+            f"{said('agreement', 'oracle'):.0%} (kappa {said('kappa', 'oracle'):.2f}); a right picture lies nearer to "
+            f"its caption than a wrong one with probability {said('auc', 'judge'):.2f}, {said('auc', 'judge-2'):.2f} "
+            "(judge, judge-2). "
+            if generations
+            else ""
+        )
+        + f"{source.about}.",
+        LETTERS,
+    )
+    height = 2.3 + LINE * len(note) + 0.15
+    figure = Figure(figsize=(WIDTH, height))
+    for k in range(4):
+        ax = figure.add_axes(((0.55 + 2.5 * k) / WIDTH, 1 - 1.75 / height, 1.8 / WIDTH, 1.45 / height))
+        if k < 3:
+            metric, damage, title, unit = exact[k]
+            rows = table[(table.arm == damage) & (table.metric == metric)]
+            wide = rows.pivot_table(index=["seed", "measurement"], columns="space", values="value")
+            ax.plot([0, 1.02], [0, 1.02], color="#333333", linewidth=0.8, linestyle=(0, (1, 1.6)))
+            ax.plot(wide.truth, wide.oracle, linestyle="", marker="o", markersize=4, color="#8C1D40", alpha=0.8)
+            ax.set(xlabel=f"exact, {unit}", ylabel=f"oracle, {unit}", title=title)
+        elif generations:
+            places = np.arange(len(generations))
+            for offset, (space, color, hatch) in zip(
+                (-0.2, 0.2), (("truth", "#2E86C1", ""), ("oracle", "#8C1D40", "//")), strict=True
+            ):
+                values = [said("all_right", space, m) for m in generations]
+                label = "by eye" if space == "truth" else "oracle"
+                ax.bar(
+                    places + offset,
+                    values,
+                    0.38,
+                    color=color,
+                    hatch=hatch,
+                    edgecolor="white",
+                    linewidth=0.4,
+                    label=label,
+                )
+            ax.set_xticks(places, [m.split()[-1] for m in generations])
+            ax.set(xlabel="generation, recursive", ylabel="share of pictures right", title="By eye", ylim=(0, 1))
+            ax.legend(frameon=False, loc="upper right")
+        else:
+            _say(ax, "no pictures were\nchecked by eye")
+        sns.despine(ax=ax)
+    _caption(figure, note)
+    names = [{"arm": d, "metric": m} for m, d, _, _ in exact]
+    return Drawn(figure, names + ([{"arm": "by eye"}] if generations else []))
+
+
 # ---- all of them
 
 FIGURES: dict[str, dict[str, Callable[[Source], Drawn]]] = {
@@ -564,10 +809,12 @@ FIGURES: dict[str, dict[str, Callable[[Source], Drawn]]] = {
         "generators": _generators,
         "generators_as_used": _generators_as_used,
         "captioners": _captioners,
+        "more_metrics": _more,
         "drift": _drift,
         "wall": _wall,
         "captions": _captions,
-    }
+    },
+    "00_instruments": {"damage": _damage, "size": _size, "truth": _truth},
 }
 
 

@@ -14,40 +14,55 @@ from math import nan
 
 import numpy as np
 
-from mmcollapse.digests import digest_of
+from mmcollapse.digests import digest_arrays, digest_of
+from mmcollapse.errors import MMCollapseError
 from mmcollapse.loop import Study, Weights, prompts
 from mmcollapse.metrics import alignment as align
 from mmcollapse.metrics import captions as text
 from mmcollapse.metrics import images as image
 from mmcollapse.metrics import truth
+from mmcollapse.metrics.spaces import open_space
 from mmcollapse.models.captioner import CaptionDecoding
 from mmcollapse.models.generator import ImageDecoding
-from mmcollapse.models.judge import Judge
+from mmcollapse.models.language import Language
 from mmcollapse.models.oracle import Oracle
 from mmcollapse.protocol import Protocol
 from mmcollapse.store import load_pairs, save_pairs
 from mmcollapse.worlds.grammar import parse
 from mmcollapse.worlds.scenes import NUISANCE
 
-GROUPS = {"truth": 1, "distance": 1, "support": 1, "alignment": 1, "words": 2, "samples": 1}
+GROUPS = {"truth": 1, "features": 2, "pixels": 1, "alignment": 2, "words": 3, "caption features": 1, "perplexity": 1}
+GROUPS |= {"real": 1, "samples": 1}
 SHOWN = 8  # samples a set that are kept for figures
+REPLICATES = 5  # how often real is measured against real: the band behind the curves
 
-NO_TRUTH = "missing: this world has no known truth"
-NO_REDRAW = "missing: this world cannot draw one prompt twice"
+NO_TRUTH = "this world has no known truth"
+NO_REDRAW = "this world cannot draw one prompt twice"
+NO_LANGUAGE = "the base models have no language model (`make pretrain` makes it)"
 
 
 @dataclass
 class Instruments:
-    """The frozen judge and, in a world with known truth, the oracle; and what they see of the real test pictures."""
+    """What measures, all of it frozen: feature spaces by name, in a world with known truth the oracle, and the language
+    model if the base models have one; and what they see of the real test pictures."""
 
     study: Study
-    judge: Judge
+    spaces: dict[str, object]
     oracle: Oracle | None
+    language: Language | None
     _drawn: dict = field(default_factory=dict)  # what was sampled: drawing takes longer than looking a score up
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        return {"judge": self.judge.digest} | ({"oracle": self.oracle.digest} if self.oracle else {})
+        """{instrument: digest of its weights}; "parser" and "words" are code, whose version is that of their group."""
+        found = {name: space.digest for name, space in self.spaces.items()}
+        found |= {"oracle": self.oracle.digest} if self.oracle else {}
+        return found | ({"language": self.language.digest} if self.language else {})
+
+    @cached_property
+    def reading(self) -> dict[str, object]:
+        """The spaces that can read captions too."""
+        return {name: space for name, space in self.spaces.items() if hasattr(space, "texts")}
 
     def sample(self, subset: str, n: int):
         """`n` real pairs to measure on, or as many as a finite world has."""
@@ -69,30 +84,69 @@ class Instruments:
         return self.sample("test", self.study.settings.prompts)
 
     @cached_property
-    def real_features(self) -> np.ndarray:
-        """Judge embeddings of the real pictures that KID compares with: of the same prompts, so that a distance is not
-        that of two sets of prompts; where a world cannot draw a prompt twice, its test pictures."""
+    def real_images(self) -> np.ndarray:
+        """The real pictures that distances compare with: of the same prompts, so that a distance is not that of two
+        sets of prompts; where a world cannot draw a prompt twice, its test pictures."""
         s, world = self.study.settings, self.study.world
         if world.truth:
-            return self.judge.images(_flat(world.redraw(self.prompts.scenes, s.noises, "distance")))
-        return self.judge.images(self.sample("test", s.prompts * s.noises).images)
+            return flat(world.redraw(self.prompts.scenes, s.noises, "distance"))
+        return self.sample("test", s.prompts * s.noises).images
+
+    def real_features(self, space: str) -> np.ndarray:
+        """Features (n, d) of `real_images`, kept in the store by content: all chains compare with the same."""
+        if ("features", space) not in self._drawn:
+            inputs = self.reference() | {"metric": "real", "metric version": GROUPS["real"], "of": "real pictures"}
+
+            def make(folder):
+                features = self.spaces[space].images(self.real_images)
+                np.save(folder / "features.npy", features)
+                return {"digest": digest_arrays({"features": features})}
+
+            item = self.study.store.make("scores", inputs | {"instrument": self.digests[space]}, make)
+            self._drawn["features", space] = np.load(item.files() / "features.npy")
+        return self._drawn["features", space]
+
+    @cached_property
+    def real_spectrum(self) -> np.ndarray:
+        return image.spectrum(self.real_images)
+
+    def reference(self) -> dict:
+        """What scores are relative to: the real test set and its size."""
+        s = self.study.settings
+        return {"world": self.study.world.digest, "sizes": [s.prompts, s.noises, s.probes, s.captions]}
 
     @cached_property
     def real_nuisance(self) -> dict[str, tuple[float, int]]:
         """Within-prompt variance of each nuisance factor in real pictures of the prompts, read by the same oracle."""
         noises = self.study.settings.noises
-        redrawn = _flat(self.study.world.redraw(self.prompts.scenes, noises))
+        redrawn = flat(self.study.world.redraw(self.prompts.scenes, noises))
         repeated = [s for s in self.prompts.scenes for _ in range(noises)]
         reading = self.oracle.read(redrawn)
         return truth.within_prompt_variance(reading, repeated, noises)
 
 
-def _flat(pictures: np.ndarray) -> np.ndarray:
+def flat(pictures: np.ndarray) -> np.ndarray:
     """(prompts, noises, size, size, 3) to (prompts x noises, size, size, 3)."""
     return pictures.reshape(-1, *pictures.shape[2:])
 
 
-Scores = dict[str, tuple[float, int]]  # metric -> (value, n)
+def open_instruments(study: Study, device: str) -> Instruments:
+    """The instruments that the settings name. MMCollapseError: a space that is unknown or not at hand."""
+    s = study.settings
+    names = [name.strip() for name in s.spaces.split(",")]
+    if len(set(names)) < len(names):
+        raise MMCollapseError(f"setting spaces={s.spaces!r}: a space is named twice")
+    spaces = {name: open_space(name, s.models_folder, s.instruments_folder, device) for name in names}
+    language = s.models_folder / "language"
+    return Instruments(
+        study,
+        spaces,
+        Oracle(s.models_folder / "oracle", device) if study.world.truth else None,
+        Language(language, device) if language.is_dir() else None,
+    )
+
+
+Scores = dict[str, tuple[float, int] | str]  # metric -> (value, n), or why it could not be computed
 
 
 def measure_generator(study: Study, tools: Instruments, weights: Weights, seed: int) -> list[dict]:
@@ -124,19 +178,23 @@ def _score_pictures(study, tools, weights, real, noises, guidance, subset, full:
 
     item = study.store.make("pairs", inputs | {"computing": study.computing()}, make)
     scored = _Scored(study, tools, item)
-    rows = _Rows(f"guidance {guidance:g}", subset, item.name)
+    rows = Rows(f"guidance {guidance:g}", subset, item.name)
 
     if scenes is None:
         for metric in ("all_right", "abstains", "two_right", "tail_coverage", "nuisance_ratio"):
-            rows.missing(metric, NO_TRUTH)
+            rows.add("oracle", {metric: NO_TRUTH})
     else:
-        rows.add(
-            "oracle", scored("truth", lambda x, c: _picture_truth(study, tools, x, scenes, noises, full), full=full)
+        found = scored(
+            "truth", "oracle", lambda: _picture_truth(study, tools, scored.images, scenes, noises, full), full
         )
+        rows.add("oracle", found)
     if full:
-        rows.add("judge", scored("distance", lambda x, c: _picture_distances(tools, x, noises)))
-        rows.add("judge", scored("support", lambda x, c: _picture_support(tools, x)))
-        rows.add("judge", scored("alignment", lambda x, c: _alignment(tools, x, c)))
+        rows.add("pixels", scored("pixels", "", lambda: _picture_pixels(tools, scored.images)))
+        for name in tools.spaces:
+            found = scored("features", name, lambda n=name: _picture_features(tools, n, scored.seen(n), noises))
+            rows.add(name, found)
+        for name in tools.reading:
+            rows.add(name, scored("alignment", name, lambda n=name: alignment_scores(scored.seen(n), scored.read(n))))
         scored.samples(np.arange(0, len(captions), noises)[:SHOWN])
     scored.done()
     return rows.rows
@@ -165,28 +223,35 @@ def _picture_truth(study, tools, images, scenes, noises, full) -> Scores:
     return out
 
 
-def _picture_distances(tools, images, noises) -> Scores:
-    features, n = tools.judge.images(images), len(images)
-    within, between = image.split_variance(features, noises)
-    return {
-        "variance": (image.embedding_variance(features), n),
-        "variance_within": (within, n),
-        "variance_between": (between, n // noises),
-        "kid": (image.kid(tools.real_features, features), n),
-    }
+def _picture_features(tools, space, features, noises: int) -> Scores:
+    """noises: pictures a prompt; 0 where they are not grouped by prompt."""
+    real, n, k = tools.real_features(space), len(features), 5
+    out: Scores = {"variance": (image.embedding_variance(features), n), "vendi": (image.vendi(features), n)}
+    if noises:
+        within, between = image.split_variance(features, noises)
+        out |= {"variance_within": (within, n), "variance_between": (between, n // noises)}
+    else:
+        out |= {"variance_within": NO_REDRAW, "variance_between": NO_REDRAW}
+    out["kid"] = (image.kid(real, features), n)
+    few, d = min(n, len(real)), features.shape[1]
+    if few >= 10 * d:
+        out["fid"] = (image.frechet(real, features), few)
+    else:
+        out["fid"] = f"{few} pictures are too few for {d} dimensions: {10 * d} are needed"
+    if few > k:
+        out |= {name: (value, few) for name, value in image.support(real, features, k).items()}
+    else:
+        out |= dict.fromkeys(("precision", "recall", "density", "coverage"), f"{few} pictures: {k + 1} are needed")
+    return out
 
 
-def _picture_support(tools, images) -> Scores:
-    features, n = tools.judge.images(images), len(images)
-    found = {"vendi": image.vendi(features)}
-    if min(n, len(tools.real_features)) > 5:
-        found |= image.support(tools.real_features, features)
-    return {name: (value, n) for name, value in found.items()}
+def _picture_pixels(tools, images) -> Scores:
+    return {"spectrum": (image.spectrum_distance(tools.real_spectrum, image.spectrum(images)), len(images))}
 
 
-def _alignment(tools, images, captions) -> Scores:
-    values = align.alignment(tools.judge.images(images), tools.judge.texts(captions))
-    return {name: (value, len(captions)) for name, value in values.items()}
+def alignment_scores(seen: np.ndarray, read: np.ndarray) -> Scores:
+    values = align.alignment(seen, read) | {"clip_score": align.clip_score(seen, read)}
+    return {name: (value, len(seen)) for name, value in values.items()}
 
 
 def measure_captioner(
@@ -218,16 +283,23 @@ def _score_captions(study, tools, weights, real, decoding, measurement, subset, 
         return {"digest": save_pairs(folder, real.images, written), "n": len(written)}
 
     item = study.store.make("pairs", inputs | {"computing": study.computing()}, make)
-    scored, rows = _Scored(study, tools, item), _Rows(measurement, subset, item.name)
+    scored, rows = _Scored(study, tools, item), Rows(measurement, subset, item.name)
     if real.scenes is None:
         for metric in ("all_right", "unreadable", "tail_coverage"):
-            rows.missing(metric, NO_TRUTH)
+            rows.add("parser", {metric: NO_TRUTH})
     else:
-        rows.add("parser", scored("truth", lambda x, c: _caption_truth(study, c, real.scenes, full), full=full))
+        found = scored("truth", "", lambda: _caption_truth(study, scored.captions, real.scenes, full), full)
+        rows.add("parser", found)
     if full:
-        rows.add("words", scored("words", lambda x, c: _words(c, real.captions)))
-        rows.add("judge", scored("distance", lambda x, c: _caption_variance(study, tools, c)))
-        rows.add("judge", scored("alignment", lambda x, c: _alignment(tools, x, c)))
+        rows.add("words", scored("words", "", lambda: word_scores(scored.captions, real.captions)))
+        if tools.language:
+            rows.add("language", scored("perplexity", "language", lambda: _perplexity(tools, scored.captions)))
+        else:
+            rows.add("language", {"perplexity": NO_LANGUAGE})
+        for name in tools.reading:
+            found = scored("caption features", name, lambda n=name: _caption_features(study, tools, n, scored.captions))
+            rows.add(name, found)
+            rows.add(name, scored("alignment", name, lambda n=name: alignment_scores(scored.seen(n), scored.read(n))))
         scored.samples(np.arange(min(SHOWN, len(real.images))))
     scored.done()
     return rows.rows
@@ -245,12 +317,14 @@ def _caption_truth(study, captions, scenes, full) -> Scores:
     return out
 
 
-def _words(captions, references) -> Scores:
+def word_scores(captions, references) -> Scores:
     n = len(captions)
     fewest = min(len(r) for r in references)  # BLEU needs one number of references
     pairs = text.distinct(captions, 2)
     return {
         "bleu4": (text.bleu4(captions, [r[:fewest] for r in references]), n),
+        "cider": (text.cider(captions, references), n),
+        "rouge_l": (text.rouge_l(captions, references), n),
         "length": (text.lengths(captions).mean(), n),
         "vocabulary": (float(text.vocabulary(captions)), n),
         "distinct_1": (text.distinct(captions, 1), n),
@@ -259,100 +333,166 @@ def _words(captions, references) -> Scores:
     }
 
 
-def _caption_variance(study, tools, captions) -> Scores:
+def _perplexity(tools, captions) -> Scores:
+    nats, tokens = tools.language.surprise(captions)
+    return {"perplexity": (float(np.exp(nats.sum() / tokens.sum())), len(captions))}
+
+
+def _caption_features(study, tools, space, captions) -> Scores:
     n, words = len(captions), max(1, round(study.world.references_length() / 2))
     cut = text.first_words(captions, words)  # at half the reference length, which nearly every caption has
+    whole, start = (tools.spaces[space].texts(c) for c in (captions, cut))
     return {
-        "caption_variance": (image.embedding_variance(tools.judge.texts(captions)), n),
-        "caption_variance_equal_length": (image.embedding_variance(tools.judge.texts(cut)), n),
+        "caption_variance": (image.embedding_variance(whole), n),
+        "caption_variance_equal_length": (image.embedding_variance(start), n),
+        "caption_vendi": (image.vendi(whole), n),
     }
 
 
 def measure_world(study: Study, tools: Instruments) -> list[dict]:
-    """The reference: real pictures and human (or grammar) captions, measured by the same instruments."""
-    s, world = study.settings, study.world
+    """The references, measured by the same instruments: arm "world", real against real, REPLICATES times (seeds -1, -2,
+    ...: real pictures of the same prompts drawn anew; captions that people, or the grammar, wrote of the same pictures,
+    each time one of the references against the others); arm "vae", the first of these sets of pictures sent through the
+    generator's autoencoder, which no arm trains: what a generator can reach at best."""
+    inputs = tools.reference() | {"metric": "real", "metric version": GROUPS, "of": "world and autoencoder"}
+    inputs |= {"instruments": tools.digests, "autoencoder": study.models["generator"].adapter.digest}
+    inputs |= {"computing": study.computing(), "guidance": study.settings.default_guidance, "replicates": REPLICATES}
+
+    def make(folder):
+        rows = _measure_world(study, tools)
+        (folder / "rows.json").write_text(json.dumps(rows, indent=1) + "\n")
+        return {"digest": digest_of(rows)}
+
+    item = study.store.make("scores", inputs, make)
+    rows = json.loads((item.files() / "rows.json").read_text())
+    return [r | {"value": nan if r["value"] is None else r["value"]} for r in rows]
+
+
+def _measure_world(study, tools) -> list[dict]:
+    s, world, real = study.settings, study.world, tools.sample("test", study.settings.captions)
     rows: list[dict] = []
-    for guidance in dict.fromkeys((1.0, s.default_guidance)):
-        part = _Rows(f"guidance {guidance:g}", "test", f"world {world.digest}")
-        captions = [five[0] for five in tools.prompts.captions for _ in range(s.noises)]
-        if world.truth:
-            images = _flat(world.redraw(tools.prompts.scenes, s.noises, "reference"))
-            scenes = [scene for scene in tools.prompts.scenes for _ in range(s.noises)]
-            part.add("oracle", _picture_truth(study, tools, images, scenes, s.noises, True))
-            part.add("judge", _picture_distances(tools, images, s.noises))
-            part.add("judge", _picture_support(tools, images))
-            part.add("judge", _alignment(tools, images, captions))
-        else:
-            for metric in ("variance_within", "variance_between", "nuisance_ratio"):
-                part.missing(metric, NO_REDRAW)
-            features = tools.judge.images(tools.prompts.images)
-            part.add("judge", {"variance": (image.embedding_variance(features), len(features))})
-            part.add("judge", _alignment(tools, tools.prompts.images, [five[0] for five in tools.prompts.captions]))
-        rows += [r | {"modality": "image"} for r in part.rows]
-    real = tools.sample("test", s.captions)
-    captions = [five[0] for five in real.captions]
-    for measurement in ("sampled", "greedy"):
-        part = _Rows(measurement, "test", f"world {world.digest}")
-        if world.truth:
-            part.add("parser", _caption_truth(study, captions, real.scenes, True))
+
+    def add(arm, replicate, modality, measurements, found: dict[str, Scores]):
+        for measurement in measurements:
+            part = Rows(measurement, "test", f"world {world.digest}")
+            for space, scores in found.items():
+                part.add(space, scores)
+            whose = {"arm": arm, "seed": -1 - replicate, "generation": 0, "modality": modality}
+            rows.extend(r | whose | {"value": None if np.isnan(r["value"]) else r["value"]} for r in part.rows)
+
+    guidances = [f"guidance {g:g}" for g in dict.fromkeys((1.0, s.default_guidance))]
+    prompts = [five[0] for five in tools.prompts.captions for _ in range(s.noises)]
+    if world.truth:
+        first = None
+        for k in range(REPLICATES):
+            images = flat(world.redraw(tools.prompts.scenes, s.noises, "reference" if k == 0 else f"reference {k}"))
+            first = images if first is None else first
+            add("world", k, "image", guidances, pictures_found(study, tools, images, prompts))
+    else:
+        first, prompts = tools.prompts.images, [five[0] for five in tools.prompts.captions]
+        add("world", 0, "image", guidances, pictures_found(study, tools, first, prompts))
+    adapter = study.models["generator"].adapter
+    batches = adapter.encode(first, prompts)["latents"].split(s.compute_batch)
+    through = np.concatenate([adapter.decode(batch) for batch in batches])
+    add("vae", 0, "image", guidances, pictures_found(study, tools, through, prompts))
+
+    seen = {name: space.images(real.images) for name, space in tools.reading.items()}
+    for k in range(min(REPLICATES, min(len(five) for five in real.captions))):
         # one reference against the other four: BLEU is lower with four than with five references
-        others = [five[1:] for five in real.captions]
-        if all(others):
-            part.add("words", _words(captions, others))
-        part.add("judge", _caption_variance(study, tools, captions))
-        part.add("judge", _alignment(tools, real.images, captions))
-        rows += [r | {"modality": "text"} for r in part.rows]
+        others = [five[:k] + five[k + 1 :] for five in real.captions]
+        found = captions_found(study, tools, seen, [five[k] for five in real.captions], others, real.scenes)
+        add("world", k, "text", ("sampled", "greedy"), found)
     return rows
 
 
-class _Rows:
+def captions_found(study, tools, seen: dict[str, np.ndarray], captions, references, scenes) -> dict[str, Scores]:
+    """All that is measured of captions, by instrument. seen: features of their pictures, by space; references may be
+    empty lists, scenes None."""
+    found: dict[str, Scores] = {"parser": _caption_truth(study, captions, scenes, True)} if scenes else {}
+    found |= {"words": word_scores(captions, references)} if all(references) else {}
+    found |= {"language": _perplexity(tools, captions)} if tools.language else {}
+    for name, space in tools.reading.items():
+        found[name] = _caption_features(study, tools, name, captions) | alignment_scores(
+            seen[name], space.texts(captions)
+        )
+    return found
+
+
+def pictures_found(study, tools, images, prompts) -> dict[str, Scores]:
+    """All that is measured of pictures of the test prompts, by instrument."""
+    truth_known, noises = study.world.truth, study.settings.noises
+    found: dict[str, Scores] = {"pixels": _picture_pixels(tools, images)}
+    if truth_known:
+        scenes = [scene for scene in tools.prompts.scenes for _ in range(noises)]
+        found["oracle"] = _picture_truth(study, tools, images, scenes, noises, True)
+    for name, space in tools.spaces.items():
+        features = space.images(images)
+        found[name] = _picture_features(tools, name, features, noises if truth_known else 0)
+        if name in tools.reading:
+            found[name] |= alignment_scores(features, space.texts(prompts))
+    return found
+
+
+class Rows:
     def __init__(self, measurement: str, subset: str, hash_: str):
         self.common, self.rows = {"measurement": measurement, "subset": subset, "hash": hash_}, []
 
     def add(self, space: str, scores: Scores):
-        for metric, (value, n) in scores.items():
-            self.rows.append(self.common | {"metric": metric, "space": space, "value": float(value), "n": int(n)})
-
-    def missing(self, metric: str, reason: str):
-        self.rows.append(self.common | {"metric": metric, "space": reason, "value": nan, "n": 0})
+        for metric, found in scores.items():
+            why, (value, n) = (found, (nan, 0)) if isinstance(found, str) else ("", found)
+            row = {"metric": metric, "space": space, "value": float(value), "missing": why, "n": int(n)}
+            self.rows.append(self.common | row)
 
 
 class _Scored:
-    """Scores of one measured set, each group computed once and kept in the store."""
+    """Scores of one measured set, each group computed once and kept in the store; its features, each computed once for
+    all groups that need them."""
 
     def __init__(self, study: Study, tools: Instruments, item):
         self.study, self.tools, self.item = study, tools, item
-        s = study.settings
-        # what scores are relative to: the real test set and its size
-        self.reference = {"world": study.world.digest, "sizes": [s.prompts, s.noises, s.probes, s.captions]}
-        self._pairs = None
+        self._features: dict[tuple[str, str], np.ndarray] = {}
 
-    def _open(self):
-        if self._pairs is None:
-            self._pairs = load_pairs(self.item.files())[:2]
-        return self._pairs
+    @cached_property
+    def _pairs(self):
+        return load_pairs(self.item.files())[:2]
+
+    images = property(lambda self: self._pairs[0])
+    captions = property(lambda self: self._pairs[1])
+
+    def seen(self, space: str) -> np.ndarray:
+        """Features (n, d) of the pictures."""
+        if (space, "images") not in self._features:
+            self._features[space, "images"] = self.tools.spaces[space].images(self.images)
+        return self._features[space, "images"]
+
+    def read(self, space: str) -> np.ndarray:
+        """Features (n, d) of the captions."""
+        if (space, "texts") not in self._features:
+            self._features[space, "texts"] = self.tools.spaces[space].texts(self.captions)
+        return self._features[space, "texts"]
 
     def _inputs(self, group: str) -> dict:
         of = {"of": self.item.digest, "metric": group, "metric version": GROUPS[group]}
-        return of | {"instruments": self.tools.digests, "reference": self.reference}
+        return of | {"reference": self.tools.reference()}
 
-    def __call__(self, group: str, compute, **more) -> Scores:
+    def __call__(self, group: str, instrument: str, compute, full: bool = True) -> Scores:
         def make(folder):
-            scores = {k: [None if np.isnan(v) else float(v), int(n)] for k, (v, n) in compute(*self._open()).items()}
-            (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
-            return {"digest": digest_of(scores)}
+            scores = compute()
+            plain = {k: v if isinstance(v, str) else _plain(*v) for k, v in scores.items()}
+            (folder / "scores.json").write_text(json.dumps(plain, indent=1) + "\n")
+            return {"digest": digest_of(plain)}
 
-        item = self.study.store.make("scores", self._inputs(group) | more, make)
+        by = {"instrument": self.tools.digests[instrument]} if instrument else {}
+        item = self.study.store.make("scores", self._inputs(group) | by | {"full": full}, make)
         scores = json.loads((item.files() / "scores.json").read_text())
-        return {k: (nan if v is None else v, n) for k, (v, n) in scores.items()}
+        return {k: v if isinstance(v, str) else (nan if v[0] is None else v[0], v[1]) for k, v in scores.items()}
 
     def samples(self, which: np.ndarray):
         """Keep a few samples for figures."""
 
         def make(folder):
-            images, captions = self._open()
             columns = {"index": [int(i) for i in which]}
-            return {"digest": save_pairs(folder, images[which], [captions[i] for i in which], columns)}
+            return {"digest": save_pairs(folder, self.images[which], [self.captions[i] for i in which], columns)}
 
         self.shown = self.study.store.make("scores", self._inputs("samples") | {"shown": which.tolist()}, make)
         SHELF[self.item.name] = self.shown
@@ -361,6 +501,10 @@ class _Scored:
         """The scores stay; the samples themselves are pruned unless the settings keep them."""
         if self.study.settings.keep_pictures == "none" and not self.item.manifest.get("pruned"):
             self.study.store.prune(self.item)
+
+
+def _plain(value: float, n: int) -> list:
+    return [None if np.isnan(value) else float(value), int(n)]
 
 
 # Name of a measured set -> its kept samples, filled while measuring; the experiment writes them beside its table.

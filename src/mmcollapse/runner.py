@@ -22,7 +22,7 @@ from mmcollapse.stats import SEEDS_NEEDED
 from mmcollapse.table import read_table
 
 NOTEBOOKS = ROOT / "notebooks"
-FOLDERS = ("data", "models", "runs", "results", "figures")  # settings that name a folder
+FOLDERS = ("data", "models", "instruments", "runs", "results", "figures")  # settings that name a folder
 # No bars, for nobody watches them; and threads that wait do not spin: that halves the time when others use the cores.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "TQDM_DISABLE": "1"}
 STAGES = ("making data", "fine-tuning", "measuring", "drawing")

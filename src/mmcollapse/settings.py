@@ -56,6 +56,8 @@ class Settings:
     noises: int = 4  # pictures a prompt
     probes: int = 32  # withheld, uniform and training prompts, one picture each; test and training pictures captioned
     captions: int = 64  # test pictures captioned
+    spaces: str = "judge,judge-2"  # feature spaces, comma-separated: judge, judge-2, inception, clip, dino
+    instruments: str = ""  # folder of inception/, clip/ and dino/; "" is data/models/instruments
     # computing
     device: str = "cpu"  # "cpu", "cuda" or "auto"
     dtype: str = "float32"  # of the computing: "float32" or "bfloat16"; weights are float32
@@ -81,6 +83,10 @@ class Settings:
     @property
     def models_folder(self) -> Path:
         return Path(self.models) if self.models else ROOT / "data" / "models" / self.world
+
+    @property
+    def instruments_folder(self) -> Path:
+        return Path(self.instruments) if self.instruments else ROOT / "data" / "models" / "instruments"
 
     @property
     def runs_folder(self) -> Path:

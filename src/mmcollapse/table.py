@@ -20,17 +20,18 @@ COLUMNS = {
     "measurement": "str",  # the decoding that was measured: "guidance 1", "sampled", "greedy", "drifting", ...
     "subset": "str",  # "test", "withheld", "uniform", "train"
     "metric": "str",
-    "space": "str",  # what it was measured in ("judge", "oracle", ...), or "missing: why"
+    "space": "str",  # what it was measured in: a feature space ("judge", "clip", ...), "oracle", "parser", "words", ...
     "value": "float64",
+    "missing": "str",  # why the value could not be computed; "" where it was
     "n": "int64",  # samples behind the value
     "hash": "str",  # store name of what was measured
 }
-KEY = [c for c in COLUMNS if c not in ("space", "value", "n", "hash")]
+KEY = [c for c in COLUMNS if c not in ("value", "missing", "n", "hash")]
 
 
 def to_table(rows: list[dict]) -> pd.DataFrame:
     """Rows as a table in canonical order, so that equal results give equal bytes. Duplicate keys are refused."""
-    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+    table = pd.DataFrame([{"missing": ""} | r for r in rows], columns=list(COLUMNS)).astype(COLUMNS)
     twice = table[table.duplicated(KEY, keep=False)]
     if len(twice):
         raise MMCollapseError(f"the table has two values for {dict(twice.iloc[0][KEY])}")
@@ -72,20 +73,19 @@ def check_complete(table: pd.DataFrame, arms: list[tuple[str, str]], seeds: list
     marked as missing. arms: (modality, arm) pairs."""
     for modality, arm in arms:
         part = table[(table.modality == modality) & (table.arm == arm)]
-        every = set(map(tuple, part[["measurement", "subset", "metric"]].values))
+        names = ["measurement", "subset", "metric", "space"]
+        every = set(map(tuple, part[names].values))
         for seed in seeds:
             chain = part[part.seed == seed]
             if missing := set(range(generations + 1)) - set(chain.generation):
                 raise MMCollapseError(f"{modality} arm {arm!r}, seed {seed}: no generation {sorted(missing)}")
-            per = chain.groupby("generation")[["measurement", "subset", "metric"]].apply(
-                lambda g: set(map(tuple, g.values))
-            )
+            per = chain.groupby("generation")[names].apply(lambda g: set(map(tuple, g.values)))
             for g, have in per.items():
                 if lacks := every - have:
                     raise MMCollapseError(
                         f"{modality} arm {arm!r}, seed {seed}, generation {g}: lacks {sorted(lacks)[:3]}"
                     )
-    undefined = table[~np.isfinite(table.value) & ~table.space.str.startswith("missing")]
+    undefined = table[~np.isfinite(table.value) & (table.missing == "")]
     # a ratio or coverage can be undefined when nothing could be read or asked for; it says so by n = 0
     if len(bad := undefined[undefined.n > 0]):
         raise MMCollapseError(f"{len(bad)} values are not finite, the first: {dict(bad.iloc[0][KEY])}")

@@ -106,7 +106,7 @@ def _of_figure(file: Path, results: Path) -> tuple[list[str], str, Path, pd.Data
 
 def _over_seeds(rows: pd.DataFrame) -> list[str]:
     """Where rows differ in the seed alone: their mean and range, a line a value."""
-    names = [c for c in COLUMNS if c not in ("experiment", "seed", "space", "value", "n", "hash")]
+    names = [c for c in COLUMNS if c not in ("experiment", "seed", "value", "missing", "n", "hash")]
     lines = []
     for key, some in rows.groupby(names, sort=False):
         if some.seed.nunique() > 1:
@@ -119,7 +119,9 @@ def _over_seeds(rows: pd.DataFrame) -> list[str]:
 
 
 def _row(number: int, row: pd.Series) -> str:
-    names = [c for c in COLUMNS if c not in ("experiment", "value", "n", "hash")]
+    names = [
+        c for c in COLUMNS if c not in ("experiment", "value", "n", "hash")
+    ]  # a reason for a missing value is said
     return f"row {number}: {', '.join(f'{c} {row[c]}' for c in names if row[c] != '')}: {row.value:.6g} (n {row.n})"
 
 

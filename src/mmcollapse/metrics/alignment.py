@@ -7,6 +7,22 @@ import numpy as np
 from mmcollapse.errors import MMCollapseError
 
 
+def _check(x: np.ndarray, y: np.ndarray):
+    if x.shape != y.shape or x.ndim != 2 or len(x) < 2:
+        raise MMCollapseError(f"alignment of embeddings {x.shape} and {y.shape}: needs equal shapes of 2 rows or more")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise MMCollapseError("alignment of embeddings with NaN or infinite values")
+
+
+def clip_score(x: np.ndarray, y: np.ndarray) -> float:
+    """CLIPScore (Hessel et al. 2021) of pictures x (n, d) with their *own* captions y (n, d), as MLPerf scales it: mean
+    of max(100 cos, 0). 0-100, higher is better aligned; no bias in n. It is 100 (1 - P) where no cosine is negative,
+    kept because it is what others report."""
+    _check(x, y)
+    x, y = (v.astype(np.float64) / np.linalg.norm(v.astype(np.float64), axis=1, keepdims=True) for v in (x, y))
+    return float((100 * (x * y).sum(1)).clip(min=0).mean())
+
+
 def alignment(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
     """Pair distance P, spread W, relative modality gap RMG and L2M of embeddings x (n, d) of pictures and y (n, d) of
     their own captions, as the public code of the paper defines them:
@@ -15,9 +31,9 @@ def alignment(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
         W = (sum_{i != j} d(x_i, x_j) + sum_{i != j} d(y_i, y_j)) / (2 N (N - 1))
         RMG = P / (W + P);         L2M = || mean(x) - mean(y) ||_2 of the normalised embeddings
 
-    P in 0-2, lower is better aligned. RMG in 0-1; it rises when W falls at equal P, so read it beside P and W."""
-    if x.shape != y.shape or len(x) < 2:
-        raise MMCollapseError(f"alignment of embeddings {x.shape} and {y.shape}: needs equal shapes of 2 rows or more")
+    P in 0-2, lower is better aligned. RMG in 0-1; it rises when W falls at equal P, so read it beside P and W. None
+    has a bias in n but L2M, which falls to its limit as n grows. Costs one pass over the embeddings."""
+    _check(x, y)
     x, y = (v.astype(np.float64) / np.linalg.norm(v.astype(np.float64), axis=1, keepdims=True) for v in (x, y))
     n = len(x)
     pair = float((1 - (x * y).sum(1)).mean())

@@ -7,17 +7,37 @@ import numpy as np
 from mmcollapse.errors import MMCollapseError
 
 
-def frechet(real: np.ndarray, fake: np.ndarray) -> float:
+def check_images(images: np.ndarray):
+    """Refuse what is no set of pictures (n, height, width, 3) uint8, n >= 1."""
+    if not isinstance(images, np.ndarray) or images.ndim != 4 or images.shape[3] != 3 or not images.size:
+        raise MMCollapseError(f"pictures {getattr(images, 'shape', type(images))}: need an array (n, height, width, 3)")
+    if images.dtype != np.uint8:
+        raise MMCollapseError(f"pictures of {images.dtype}: need uint8, values 0-255")
+
+
+def _check(*sets: np.ndarray):
+    """Refuse features that are not (n, d), finite, and of one d."""
+    for features in sets:
+        if features.ndim != 2 or features.shape[1] != sets[0].shape[1]:
+            shapes = " and ".join(str(f.shape) for f in sets)
+            raise MMCollapseError(f"features {shapes}: need sets (n, d) of one feature space")
+        if not np.isfinite(features).all():
+            raise MMCollapseError(f"features with NaN or infinite values, in {np.isnan(features).any(1).sum()} rows")
+
+
+def frechet(real: np.ndarray, fake: np.ndarray, least: int = 10) -> float:
     """Frechet distance of two feature sets (Heusel et al. 2017):
 
         |m1 - m2|^2 + tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2)
 
-    Range 0 and up, lower is better. Biased upwards at small n: refused below 10 samples a dimension. The matrices are
+    Range 0 and up, lower is better. Biased upwards at small n: refused below `least` samples a dimension (less than
+    10 is for measuring that bias). Costs O(n d^2 + d^3), in float64. The matrices are
     symmetric, so with S1 = R R' the last trace is the sum of the roots of the eigenvalues of R' S2 R: equal to
     clean-fid's, by a general square root of a matrix, to 1e-6, and several times faster."""
+    _check(real, fake)
     n, d = min(len(real), len(fake)), real.shape[1]
-    if n < 10 * d:
-        raise MMCollapseError(f"Frechet distance of {n} samples in {d} dimensions: needs at least {10 * d}")
+    if n < least * d:
+        raise MMCollapseError(f"Frechet distance of {n} samples in {d} dimensions: needs at least {least * d}")
     real, fake = real.astype(np.float64), fake.astype(np.float64)
     s1, s2 = np.atleast_2d(np.cov(real.T)), np.atleast_2d(np.cov(fake.T))
     try:
@@ -37,6 +57,7 @@ def kid(real: np.ndarray, fake: np.ndarray, subsets: int = 50) -> float:
     standard deviation, for the kernel is not scale-free and the judge's features are not Inception's."""
     from cleanfid.fid import kernel_distance
 
+    _check(real, fake)
     if min(len(real), len(fake)) < 2:
         raise MMCollapseError(f"KID of {len(real)} real and {len(fake)} made pictures: needs at least 2 of each")
     if len(real) == len(fake) <= 1000:
@@ -65,6 +86,7 @@ def support(real: np.ndarray, fake: np.ndarray, k: int = 5) -> dict[str, float]:
     amid real ones there. Of equal Gaussians in 64 dimensions precision and recall fall from .84 at n = 64 to .73 at
     1,024 (in 2 dimensions they stay at .99); density and coverage do not depend on n. Compare arms at equal n. Costs
     three n x n matrices of distances."""
+    _check(real, fake)
     if min(len(real), len(fake)) <= k:
         raise MMCollapseError(f"precision and recall of {len(real)} real and {len(fake)} made pictures: needs {k + 1}")
     reach = [np.partition(_distances(v, v), k, axis=1)[:, k] for v in (real, fake)]  # the 0-th is the sample itself
@@ -88,6 +110,7 @@ def vendi(features: np.ndarray) -> float:
     """Vendi score (Friedman and Dieng 2023): exp of the entropy of the eigenvalues of K / n, K the cosine similarities.
     The effective number of different samples, 1 to min(n, d); falls when variety is lost, grows with n (compare at
     equal n)."""
+    _check(features)
     if len(features) < 2:
         raise MMCollapseError(f"Vendi score of {len(features)} pictures: needs at least 2")
     unit = features.astype(np.float64) / np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
@@ -100,6 +123,7 @@ def vendi(features: np.ndarray) -> float:
 def embedding_variance(features: np.ndarray) -> float:
     """Mean over dimensions of the unbiased variance over samples (DESIGN's `variance`). Range 0 and up; falls when
     variety is lost."""
+    _check(features)
     if len(features) < 2:
         raise MMCollapseError(f"variance of {len(features)} embeddings: needs at least 2")
     return float(features.astype(np.float64).var(0, ddof=1).mean())
@@ -109,9 +133,31 @@ def split_variance(features: np.ndarray, noises: int) -> tuple[float, float]:
     """(within, between): the embedding variance over the pictures of one prompt, averaged over prompts, and that of the
     prompts' true means (variance of the sample means less within/noises; one-way random-effects decomposition, floored
     at 0). Pictures come prompt by prompt, `noises` >= 2 of each."""
+    _check(features)
     if noises < 2 or len(features) % noises or len(features) < 2 * noises:
         raise MMCollapseError(f"{len(features)} pictures of {noises} a prompt: needs 2 prompts and 2 pictures of each")
     groups = features.astype(np.float64).reshape(-1, noises, features.shape[1])
     within = groups.var(1, ddof=1).mean()
     between = groups.mean(1).var(0, ddof=1).mean() - within / noises
     return float(within), float(max(between, 0.0))
+
+
+def spectrum(images: np.ndarray) -> np.ndarray:
+    """Radial power spectrum (size // 2,): for each whole radius 1.. of spatial frequency (cycles a picture), log10 of
+    the power of the grey picture (mean of the channels, 0-1, Hann window, mean removed), averaged over the ring and
+    then over pictures. Needs no network, so it sees what judges may be blind to: noise lifts its end, blur lowers it.
+    """
+    check_images(images)
+    grey = images.astype(np.float64).mean(3) / 255
+    height, width = grey.shape[1:]
+    window = np.outer(np.hanning(height), np.hanning(width))
+    power = np.abs(np.fft.fft2((grey - grey.mean((1, 2), keepdims=True)) * window)) ** 2
+    radius = np.hypot(np.fft.fftfreq(height)[:, None] * height, np.fft.fftfreq(width) * width).round().astype(int)
+    rings = np.arange(1, min(height, width) // 2 + 1)
+    return np.stack([np.log10(power[:, radius == r].mean(1) + 1e-10).mean() for r in rings])
+
+
+def spectrum_distance(real: np.ndarray, fake: np.ndarray) -> float:
+    """Root mean square difference of two radial power spectra (see `spectrum`), in powers of ten. 0 and up, lower is
+    better; a set against another of its kind is above 0 by chance, less so as n grows."""
+    return float(np.sqrt(np.square(real - fake).mean()))

@@ -1,6 +1,6 @@
 """Builds the base models, the judges and the oracle from a world: `make pretrain`.
 
-Stages, in order: tokenizer, vae, oracle, judge, judge-2, generator, captioner. Each writes a folder in the
+Stages, in order: tokenizer, vae, oracle, judge, judge-2, language, generator, captioner. Each writes a folder in the
 `save_pretrained` layout of its library (half precision, safetensors) and a line to log.jsonl every 100 steps; a stage
 whose folder exists is skipped, one that was cut off continues from its checkpoint. Components are stored once: the
 pipeline folders point to them by relative symbolic links.
@@ -43,6 +43,7 @@ class Scale:
     vae: Recipe
     oracle: Recipe
     judge: Recipe
+    language: Recipe
     generator: Recipe
     captioner: Recipe
     mirror: bool = False
@@ -60,6 +61,7 @@ SCALES = {
         vae=_recipe(5_000, 128, 1e-3),
         oracle=_recipe(9_000, 512, 1e-3),
         judge=_recipe(4_000, 768, 1e-3),
+        language=_recipe(2_500, 128, 2e-3),
         generator=_recipe(16_000, 256, 1e-3),
         captioner=_recipe(15_000, 512, 1e-3),
     ),
@@ -71,6 +73,7 @@ SCALES = {
         vae=_recipe(4_000, 64, 1e-3),
         oracle=_recipe(0, 0, 0),
         judge=_recipe(1_500, 128, 5e-4),
+        language=_recipe(600, 64, 1e-3, warmup=50),
         generator=_recipe(4_000, 128, 5e-4),
         captioner=_recipe(1_500, 128, 5e-4),
         mirror=True,
@@ -84,7 +87,7 @@ def tiny(scale: Scale) -> Scale:
     def short(recipe: Recipe) -> Recipe:
         return replace(recipe, steps=min(recipe.steps, 6), batch=8, warmup=2, dtype="float32")
 
-    names = ("vae", "oracle", "judge", "generator", "captioner")
+    names = ("vae", "oracle", "judge", "language", "generator", "captioner")
     return replace(scale, pictures=64, **{name: short(getattr(scale, name)) for name in names})
 
 
@@ -96,6 +99,7 @@ def pretrain(world, out: Path, scale: Scale, device: str, stages: list[str] | No
         "oracle": _oracle,
         "judge": _judge,
         "judge-2": _judge,
+        "language": _language,
         "generator": _generator,
         "captioner": _captioner,
     }
@@ -656,6 +660,51 @@ def _judge(run: Run):
     half(model, run.folder)
     eye = CLIPImageProcessor(**_image_settings(run.world.image_size), do_center_crop=False)
     CLIPProcessor(eye, tokenizer).save_pretrained(run.folder)
+    run.link_tokenizer()
+
+
+def _language(run: Run):
+    """Next-token cross-entropy on captions of the judge's split, a random one of a picture's at each step: the frozen
+    language model whose perplexity says how expected a caption is."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    _, captions, _, _ = corpus(run.world, "judge", run.scale.pictures, run.out / ".cache")
+    tokenizer = run.tokenizer()
+    rows = run.ids([c for five in captions for c in five]).view(len(captions), -1, run.scale.tokens).to(run.device)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=64,
+        n_embd=96,
+        n_layer=3,
+        n_head=4,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
+    model = GPT2LMHeadModel(config).to(run.device)
+    end = tokenizer.eos_token_id
+
+    def loss(batch):
+        one = batch["ids"].gather(1, batch["which"][:, None, None].expand(-1, 1, rows.shape[2]))[:, 0]
+        # A caption may stand anywhere in the context, so that long ones are no surprise by their places alone.
+        places = batch["shift"][:, None] + torch.arange(one.shape[1], device=one.device)
+        logits = model(input_ids=one, position_ids=places).logits[:, :-1]
+        target = one[:, 1:].clone()
+        after = (one[:, :-1] == end).cumsum(1) > 0  # padding repeats the end token, which is learned once
+        return torch.nn.functional.cross_entropy(logits[~after].float(), target[~after])
+
+    def draw(n, g):
+        on = {"generator": g, "device": g.device}
+        shift = torch.randint(64 - rows.shape[2] + 1, (n,), **on) * (torch.rand(n, **on) < 0.5)
+        return {"which": torch.randint(rows.shape[1], (n,), **on), "shift": shift}
+
+    parameters = list(model.parameters())
+    average = [p.detach().clone() for p in parameters]
+    run.train(loss, parameters, {"ids": rows}, draw, run.scale.language, average)
+    _put(parameters, average)
+    half(model.eval(), run.folder)
     run.link_tokenizer()
 
 

@@ -14,6 +14,7 @@ from mmcollapse.models import load
 from mmcollapse.models.captioner import CaptionDecoding
 from mmcollapse.models.generator import ImageDecoding
 from mmcollapse.models.judge import Judge
+from mmcollapse.models.language import Language
 from mmcollapse.models.oracle import Oracle
 from mmcollapse.worlds.grammar import CAPTION_UNIFORMS, confusions, write
 
@@ -66,6 +67,12 @@ def score(world, models: Path, device: str, n: int = 1000, dtype: str = "float32
             out["captioner"][f"{name}: all right"] = right.mean()
             out["captioner"][f"{name}: two things"] = right[two].mean()
             out["captioner"][f"{name}: BLEU-4"] = bleu4(written, batch.captions)
+    if (models / "language").is_dir():
+        language = Language(models / "language", device)
+        out["language"] = {}
+        for name, batch in sets.items():
+            nats, tokens = language.surprise([c for five in batch.captions for c in five])
+            out["language"][f"{name}: perplexity a token"] = np.exp(nats.sum() / tokens.sum())
     for which in ("judge", "judge-2"):
         if (models / which).is_dir():
             judge = Judge(models / which, device)
@@ -130,6 +137,12 @@ model = CLIPModel.from_pretrained("{folder}")
 processor = CLIPProcessor.from_pretrained("{folder}")""",
     ),
     "judge-2": ("Judge, second seed: an instrument check on the first", ""),
+    "language": (
+        "Language model: GPT-2 of the world's captions, frozen, whose perplexity says how expected a caption is",
+        """from mmcollapse.models.language import Language
+
+Language("{folder}").surprise(["a large red star left of a small blue ring on a black background"])""",
+    ),
     "oracle": (
         "Oracle: reads the attributes of a scene from pixels; abstains when unsure",
         """import numpy as np
