@@ -123,7 +123,7 @@ def test_status_of_nothing(tmp_path, capsys):
     folders = ["--runs", str(tmp_path / "no"), "--results", str(tmp_path / "no"), "--figures", str(tmp_path / "no")]
     assert main(["status", "--profile", "smoke", *folders]) == 0
     said = capsys.readouterr().out
-    assert "in the table   0 of 3, trained in the store   0 of 2" in said and "0 of 6 figures" in said
+    assert "in the table   0 of 3, trained in the store   0 of 2" in said and "0 of 8 figures" in said
     assert not (tmp_path / "no").exists()  # looking changes nothing
 
 

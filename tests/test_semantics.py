@@ -60,11 +60,14 @@ SOURCES = {
     "scores": [
         *NAMES,
         *(f"mmcollapse.metrics.{n}" for n in ("images", "captions", "alignment", "truth")),
-        *(f"mmcollapse.measure.{n}" for n in ("_picture_truth", "_picture_distances", "_alignment", "_caption_truth")),
-        *(f"mmcollapse.measure.{n}" for n in ("_words", "_caption_variance", "Instruments", "_Scored")),
+        *(f"mmcollapse.measure.{n}" for n in ("_picture_truth", "_picture_features", "_picture_pixels")),
+        *(f"mmcollapse.measure.{n}" for n in ("_caption_truth", "word_scores", "_perplexity", "_caption_features")),
+        *(f"mmcollapse.measure.{n}" for n in ("alignment_scores", "_measure_world", "Instruments", "_Scored")),
         "mmcollapse.worlds.grammar.parse",
         "mmcollapse.models.oracle.read",
         "mmcollapse.models.judge.Judge",
+        "mmcollapse.models.language.Language",
+        "mmcollapse.metrics.spaces",
     ],
 }
 

@@ -143,14 +143,14 @@ def test_values_that_do_not_fit_their_scale_are_refused():
         stats.on_scale([0.5], [10], "sqrt")
 
 
-def test_smallest_effect_of_a_rate_moves_it_by_as_much():
-    for rate in (0.1, 0.5, 0.8):
+def test_smallest_effect_of_a_rate_is_that_change_of_rate():
+    for rate, towards_half in ((0.1, 0.13), (0.49, 0.52), (0.5, 0.47), (0.8, 0.77), (0.985, 0.955)):
         s = stats.smallest_effect(0.03, "logit", rate, 1000)
-        around = stats.on_scale([rate], [1000], "logit")
-        up, down = stats.from_scale(around + s / 2, "logit"), stats.from_scale(around - s / 2, "logit")
-        assert up - down == pytest.approx(0.03, rel=0.02)
+        here, there = stats.on_scale([rate, towards_half], [1000, 1000], "logit")
+        assert s == pytest.approx(abs(here - there)) and s > 0
     assert stats.smallest_effect(0.1, "log", 3.0, 10) == 0.1
-    assert math.isfinite(stats.smallest_effect(0.03, "logit", 0.0, 100))
+    for rate in (0.0, 1.0):  # as far from the end as n samples can tell
+        assert stats.smallest_effect(0.03, "logit", rate, 100) == pytest.approx(math.log(199) - math.log(0.965 / 0.035))
 
 
 # ---- paired differences

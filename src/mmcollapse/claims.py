@@ -225,6 +225,10 @@ def _contrast(table: pd.DataFrame, c: Contrast, planned: int) -> dict:
         return {"S": math.nan, "seeds": 0, "p_t": math.nan, "verdict": verdict}
     differences = stats.paired_differences(*sides, c.endpoint.scale)
     both = pd.concat([side.loc[differences.index] for side in sides])
+    if not comparable(c.endpoint.metric, both["n"]):
+        sizes = " and ".join(str(n) for n in sorted(both["n"].unique()))
+        verdict = f"no verdict: {c.endpoint.metric} was measured at unequal n ({sizes})"
+        return {"S": math.nan, "seeds": 0, "p_t": math.nan, "verdict": verdict}
     smallest = stats.smallest_effect(c.smallest, c.endpoint.scale, both["value"].mean(), both["n"].min())
     effect = stats.effect_of(differences, smallest, c.rule)
     p_t = stats.t_p(differences)
@@ -238,8 +242,9 @@ def secondary(table: pd.DataFrame, generations: int | None = None) -> pd.DataFra
     effect: recursive - gen0, mean over seeds of the paired difference of *late*, on the scale of SCALE_OF; low, high:
     95% t interval; p_t: paired t test; q: Benjamini-Hochberg over all rows. No smallest effect was set down for these,
     so they have no verdict. NaN, and not counted in q, where a value has no place on its scale (log of 0). Left out:
-    metrics that are missing in any late generation of these arms, or have fewer than 2 pairs of seeds; with one seed
-    the frame is empty. generations and errors as in conclude, but for the arms."""
+    metrics that are missing in any late generation of these arms, were measured at unequal n (see comparable), or have
+    fewer than 2 pairs of seeds; with one seed the frame is empty. generations and errors as in conclude, but for the
+    arms."""
     _check(table, ())
     planned = int(table.generation.max()) if generations is None else generations
     late = _span(planned)
@@ -253,6 +258,8 @@ def secondary(table: pd.DataFrame, generations: int | None = None) -> pd.DataFra
         seeds = sides[0].index.intersection(sides[1].index)
         if key in primary or len(seeds) < 2 or pd.concat(sides)["value"].isna().any():
             continue
+        if not comparable(key[2], pd.concat(sides)["n"]):
+            continue
         scale = scale_of(key[2])
         try:
             d = stats.paired_differences(*sides, scale)
@@ -262,6 +269,12 @@ def secondary(table: pd.DataFrame, generations: int | None = None) -> pd.DataFra
     frame = pd.DataFrame(out, columns=SECONDARY)
     frame["q"] = stats.benjamini_hochberg(frame.p_t)
     return frame.sort_values(["q", "p_t", *SECONDARY[:4]], ignore_index=True)
+
+
+def comparable(metric: str, n: pd.Series) -> bool:
+    """Whether chains whose values rest on n samples may be compared: many metrics are biased in n, so n must be equal.
+    Nuisance variances are unbiased, and their n is what the oracle could read, so it differs by nature."""
+    return metric.startswith("nuisance_ratio") or n.nunique() == 1
 
 
 def scale_of(metric: str) -> str:

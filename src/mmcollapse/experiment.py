@@ -131,7 +131,16 @@ def run_experiment(experiment: str, settings: Settings) -> pd.DataFrame:
     folder = settings.results_folder
     write_table(table, folder / f"{experiment}.parquet")
     _write_samples(pictures, tools, folder / f"{experiment}.samples.parquet")
-    _write_provenance(experiment, settings, study, tools, table, failures, folder, time.monotonic() - began, progress)
+    write_provenance(
+        folder / f"{experiment}.json",
+        study,
+        tools,
+        table,
+        time.monotonic() - began,
+        protocols=[vars(p) for p in protocols],
+        failures=failures,
+        stages={stage: round(spent, 1) for stage, spent in progress.seconds.items()},
+    )
     if failures:
         raise MMCollapseError(
             f"{len(failures)} of {len(protocols) * settings.seeds} chains of {experiment} ended early; the rest is in "
@@ -185,9 +194,9 @@ def _source() -> str:
     return digest_of([[p.relative_to(here).as_posix(), p.read_text()] for p in files])
 
 
-def _write_provenance(experiment, settings, study, tools, table, failures, folder, seconds, progress):
-    """What made the table: settings, code, versions, device, instruments, wall time. Not part of the table, for it
-    differs between two runs of equal result."""
+def write_provenance(path: Path, study: Study, tools: Instruments, table: pd.DataFrame, seconds: float, **more):
+    """What made the table of that name: settings, code, versions, device, instruments, wall time, and `more`. Not part
+    of the table, for it differs between two runs of equal result."""
 
     def git(*args):
         try:
@@ -221,16 +230,16 @@ def _write_provenance(experiment, settings, study, tools, table, failures, folde
         except metadata.PackageNotFoundError:
             continue
     record = {
-        "experiment": experiment,
+        "experiment": path.stem,
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         # a folder in the checkout by its name there, which holds on every machine
-        "settings": {k: v.removeprefix(f"{ROOT}/") if type(v) is str else v for k, v in as_dict(settings).items()},
-        "protocols": [vars(p) for p in arms_of(experiment, settings.arms)],
+        "settings": {
+            k: v.removeprefix(f"{ROOT}/") if type(v) is str else v for k, v in as_dict(study.settings).items()
+        },
         "rows": len(table),
         "table": digest_of(table.astype(object).where(table.notna(), None).values.tolist()),
         "models": {role: m.base.digest for role, m in study.models.items()} | tools.digests,
         "world": study.world.digest,
-        "failures": failures,
         "device": device,
         "machine": platform.machine(),
         "versions": versions,
@@ -238,6 +247,5 @@ def _write_provenance(experiment, settings, study, tools, table, failures, folde
         "source": _source(),  # says which code it was where no git is at hand, or something was changed
         "changed since commit": bool(git("status", "--porcelain", "--untracked-files=no")),
         "seconds": round(seconds, 1),
-        "stages": {stage: round(spent, 1) for stage, spent in progress.seconds.items()},
     }
-    write_whole(folder / f"{experiment}.json", (json.dumps(record, indent=1, default=list) + "\n").encode())
+    write_whole(path, (json.dumps(record | more, indent=1, default=list) + "\n").encode())

@@ -25,9 +25,9 @@ from matplotlib.figure import Figure  # without pyplot: a notebook's own backend
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image
-from scipy.stats import spearmanr
+from scipy.stats import spearmanr, t
 
-from mmcollapse import stats
+from mmcollapse import claims, stats
 from mmcollapse.disk import checksum, write_whole
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.table import read_table
@@ -305,7 +305,8 @@ def _facts(source: Source, panels: Sequence[Panel]) -> str:
 def _grid(source: Source, panels: Sequence[Panel], columns: int, about: str) -> Figure:
     """Panels in `columns`, row by row, with a legend above and a caption below."""
     note = textwrap.wrap(f"{about} {_facts(source, panels)}", LETTERS)
-    legend = 0.27 if len({arm for panel in panels for arm in panel.arms}) <= 3 else 0.42
+    entries = len({arm for panel in panels for arm in panel.arms}) + any(panel.floor for panel in panels)
+    legend = 0.27 if entries + len(REFERENCES) <= 5 else 0.42  # five entries a row
     # All in inches: a cell is a panel with its title above, its labels left and below.
     rows, cell, title, left, below = math.ceil(len(panels) / columns), 2.1, 0.25, 0.78, 0.42
     wide = (WIDTH - 0.1) / columns
@@ -462,6 +463,56 @@ def _drift(source: Source) -> Drawn:
             ax.set_ylim(min(limits), max(limits))
             _y_axis(ax, panel)
     return Drawn(figure, [p.rows() for p in panels])
+
+
+def _power(source: Source) -> Drawn:
+    """What size of effect can be seen: the chance of *reproduced*, by true effect, spread between seeds and seeds."""
+    colors = {0.5: "#2E86C1", 1.0: "#E59400", 2.0: "#8C1D40"}
+    lines = {5: (0, (5, 1.5)), 10: "-"}
+    effects = np.linspace(0, 4, 17)
+    spread = _spread_between_seeds(source.table)
+    found = "; ".join(f"{name} {sd:.2g}" for name, sd in spread)
+    note = textwrap.wrap(
+        "Share of simulated studies (20,000 a point) whose verdict on one contrast is 'reproduced', by the true effect "
+        "in units of the smallest effect of interest S. Left: the claim that something changes (interval above 0, "
+        "estimate at least S: an effect of exactly S is found at most every other time; at 0 are the false positives). "
+        "Right: the claim that nothing is lost (interval above -S). Spread: standard deviation over seeds of the "
+        "paired difference. "
+        + (f"In this table, in units of S: {found}. " if found else "In this table it is not known: one seed. ")
+        + f"Drawn for {source.about}.",
+        LETTERS,
+    )
+    height = 2.95 + LINE * len(note) + 0.15
+    figure = Figure(figsize=(WIDTH, height))
+    for k, (rule, title, sign) in enumerate((("above", "An effect is there", 1), ("not below", "Nothing is lost", -1))):
+        ax = figure.add_axes(((0.65 + 4.9 * k) / WIDTH, 1 - 2.5 / height, 4.1 / WIDTH, 2.2 / height))
+        for sd, color in colors.items():
+            for seeds, line in lines.items():
+                share = [stats.power(sign * e, sd, 1.0, seeds, rule) for e in effects]
+                label = f"spread {sd:g} S, {seeds} seeds"
+                ax.plot(effects, share, color=color, linestyle=line, linewidth=1.4, label=label)
+        ax.axvline(1, color="#333333", linewidth=0.8, linestyle=(0, (1, 1.6)))
+        unit = "true effect / S" if sign > 0 else "true loss / S"
+        ax.set(title=title, xlabel=unit, ylabel="share of studies\n'reproduced'", ylim=(-0.02, 1.02))
+        ax.legend(frameon=False, fontsize=6.5, loc="lower right" if sign > 0 else "upper right")
+        sns.despine(ax=ax)
+    _caption(figure, note)
+    return Drawn(figure, [{"arm": list(TRAINED), "subset": "test"}])
+
+
+def _spread_between_seeds(table: pd.DataFrame) -> list[tuple[str, float]]:
+    """(contrast, standard deviation over seeds / S) of the contrasts of the claims that the table answers."""
+    found = []
+    for claim in claims.answerable(table):
+        try:
+            rows = claims.conclude(table, [claim])
+        except MMCollapseError:  # a table that lacks an endpoint altogether
+            continue
+        rows = rows[(rows.contrast != claims.EVERY) & rows.low.notna() & (rows.seeds > 1) & (rows.low < rows.high)]
+        for row in rows.itertuples():
+            sd = 0.5 * (row.high - row.low) / t.ppf(0.975, row.seeds - 1) * math.sqrt(row.seeds)
+            found.append((f"{claim.id} {row.contrast}", sd / row.S))
+    return found
 
 
 # ---- walls of pictures, and captions
@@ -633,11 +684,11 @@ def _damage(source: Source) -> Drawn:
         "What the metrics see of damage whose strength is known (columns). A number is Spearman's correlation of the "
         "metric with the strength, over five strengths, times the direction in which the metric gets worse (arrow): 1, "
         "it moves with the damage as it should; 0, it is blind to it; -1, it calls the damage an improvement. In "
-        f"small print the range of its mean over strengths. Empty: it never changed. {source.table.seed.nunique()} "
-        f"seeds, n = {int(table.n[table.metric == 'kid'].median()):,} pictures, {source.about}.",
+        f"small print its mean at no damage and at the strongest. Empty: it never changed. {table.seed.nunique()} "
+        f"repeats, n = {int(table.n[table.metric == 'kid'].median()):,} pictures, {source.about}.",
         LETTERS,
     )
-    cell, left, head = 0.26, 1.75, 0.85
+    cell, left, head = 0.26, 1.5, 0.7
     height = head + cell * max(len(m) for _, m, _ in sides) + LINE * len(note) + 0.2
     figure = Figure(figsize=(WIDTH, height))
     x = left
@@ -646,7 +697,7 @@ def _damage(source: Source) -> Drawn:
         order = part[(part.space != "truth")].arm.unique()
         damages = [d for d in DAMAGES if d in order]
         metrics = [m for m in metrics if ((part.metric == m[0]) & (part.space == m[1])).any()]
-        wide = 0.62
+        wide = 0.555
         ax = figure.add_axes(
             (
                 x / WIDTH,
@@ -666,20 +717,22 @@ def _damage(source: Source) -> Drawn:
                     ax.text(j, i + 0.27, ends, ha="center", va="center", fontsize=3.9, color="#333333")
                     ax.text(j, i - 0.14, f"{values[i, j]:+.2f}", ha="center", va="center", fontsize=6)
         ax.imshow(np.ma.masked_invalid(values), cmap="PuOr_r", vmin=-1.35, vmax=1.35, aspect="auto")
-        ax.set_xticks(range(len(damages)), [textwrap.fill(d, 9) for d in damages], fontsize=6)
+        ax.set_xticks(range(len(damages)), [textwrap.fill(DAMAGES[d], 9) for d in damages], fontsize=6)
         ax.xaxis.tick_top()
         labels = [f"{m}, {s} {'↑' if d > 0 else '↓'}" for m, s, d in metrics]
         ax.set_yticks(range(len(metrics)), labels, fontsize=6)
         ax.tick_params(length=0)
-        ax.set_title(title, pad=22)
+        ax.set_title(title, pad=26)
         sns.despine(ax=ax, left=True, bottom=True)
-        x += wide * len(damages) + 1.5
+        x += wide * len(damages) + 1.75
     _caption(figure, note)
     return Drawn(figure, [{"modality": m, "metric": [k for k, _, _ in ms]} for m, ms, _ in sides])
 
 
-DAMAGES = ("noise", "blur", "grey", "saturated", "mixed", "autoencoder", "wrong scene", "lost modes", "less variety")
-DAMAGES += ("wrong caption", "one caption", "jumbled words")
+DAMAGES = {d: d for d in ("noise", "blur", "grey", "saturated", "mixed")} | {"autoencoder": "auto- encoder"}
+DAMAGES |= {
+    d: d for d in ("wrong scene", "lost modes", "less variety", "wrong caption", "one caption", "jumbled words")
+}
 
 
 def _size(source: Source) -> Drawn:
@@ -700,7 +753,7 @@ def _size(source: Source) -> Drawn:
         f"{table.seed.nunique()} pairs of disjoint sets of real pictures, or of captions (one against four others); "
         "band: their standard deviation. A metric whose curve is not flat is compared at equal n only. The Frechet "
         "distance is not used left of the dashed line, 10 samples a dimension; self-BLEU is always that of the first "
-        f"200. {source.about}.",
+        f"200; {source.about}.",
         LETTERS,
     )
     columns, cell, head = 5, 1.75, 0.15
@@ -810,6 +863,7 @@ FIGURES: dict[str, dict[str, Callable[[Source], Drawn]]] = {
         "generators_as_used": _generators_as_used,
         "captioners": _captioners,
         "more_metrics": _more,
+        "power": _power,
         "drift": _drift,
         "wall": _wall,
         "captions": _captions,

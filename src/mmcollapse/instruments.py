@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from mmcollapse import measure
-from mmcollapse.experiment import open_study
+from mmcollapse.experiment import open_study, write_provenance
 from mmcollapse.metrics import images as image
 from mmcollapse.metrics import truth
 from mmcollapse.settings import Settings
@@ -95,8 +95,9 @@ def instruments(settings: Settings) -> pd.DataFrame:
         say("pictures that were checked by eye")
         for generation, found in _by_eye(study, tools, seen):
             add("by eye", f"generation {generation}", 0, "image", found)
-    table = to_table(rows)
-    write_table(table, settings.results_folder / "00_instruments.parquet")
+    table, path = to_table(rows), settings.results_folder / "00_instruments.parquet"
+    write_table(table, path)
+    write_provenance(path.with_suffix(".json"), study, tools, table, time.monotonic() - began)
     return table
 
 

@@ -138,12 +138,14 @@ def from_scale(values: np.ndarray, scale: str) -> np.ndarray:
 
 
 def smallest_effect(smallest: float, scale: str, mean: float, n: float) -> float:
-    """S as used on `scale`. For rates S is given as a difference of rates, and becomes S / (r (1 - r)) log-odds at r,
-    the mean rate of the two sides, clipped by n as in on_scale; on the other scales S is in their unit already."""
+    """S as used on `scale`. For rates S is given as a difference of rates, and becomes the log-odds between r, the mean
+    rate of the two sides (clipped by n as in on_scale), and the rate that lies S nearer to one half: 1.1
+    from .985 to .955 (S / (r (1 - r)), its limit for small S, would be 2.0). On the other scales S is in their unit."""
     if scale != "logit":
         return smallest
     rate = min(max(mean, 0.5 / n), 1 - 0.5 / n)
-    return smallest / (rate * (1 - rate))
+    other = rate - smallest if rate >= 0.5 else rate + smallest
+    return abs(math.log(rate / (1 - rate)) - math.log(other / (1 - other)))
 
 
 # ---- paired differences

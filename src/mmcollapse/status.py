@@ -60,7 +60,19 @@ def _other_settings(name: str, settings: Settings) -> list[str]:
         return []
     then = json.loads(path.read_text())["settings"]
     # Where things lie, and how much is kept, changes no number.
-    aside = {"data", "models", "arms", "seeds", "first_seed", "generations", "runs", "results", "figures", "device"}
+    aside = {
+        "data",
+        "models",
+        "instruments",
+        "arms",
+        "seeds",
+        "first_seed",
+        "generations",
+        "runs",
+        "results",
+        "figures",
+        "device",
+    }
     aside |= {"world", "keep_weights", "keep_pictures"}
     other = [f"{k} {then[k]} (now {now[k]})" for k in now if k not in aside and k in then and then[k] != now[k]]
     return [f"  the table was made with other settings: {', '.join(other)}"] if other else []
