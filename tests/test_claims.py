@@ -8,7 +8,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 import synthetic
-from mmcollapse import stats
+from mmcollapse import claims, stats
 from mmcollapse.claims import CLAIMS, COLUMNS, EVERY, SECONDARY, conclude, in_words, say, secondary, secondary_in_words
 from mmcollapse.errors import MMCollapseError
 
@@ -162,7 +162,7 @@ def test_words_are_computed_from_the_numbers():
 def test_a_run_of_some_arms_is_told_what_they_can_answer():
     some = FIVE[~FIVE.arm.str.contains("drift|frozen")]
     text = say(some)
-    assert "**C1**" in text and "Not judged, for lack of arms: Q1" in text
+    assert "**C1**" in text and "Not judged, for lack of arms or metrics: Q1" in text
     assert "No claim is judged" in say(FIVE[FIVE.arm == "real"])
     assert say(FIVE) == in_words(conclude(FIVE))
 
@@ -362,3 +362,27 @@ def test_secondary_metrics_in_words():
     none = secondary_in_words(frame[frame.q > 0.05])
     assert none.startswith("Of 2 secondary metrics, 0 differ") and "|" not in none
     assert "takes two seeds" in secondary_in_words(frame.iloc[:0])
+
+
+def test_a_variance_of_0_stops_the_verdict_and_nothing_else():
+    frame = synthetic.table(seeds=range(5), generations=10)
+    gone = (frame.arm == "recursive") & (frame.metric == "caption_variance") & (frame.generation >= 8)
+    frame.loc[gone, "value"] = 0.0
+    whole = conclude(frame).set_index(["claim", "contrast"]).verdict
+    assert "log of 0" in whole["C2a", "recursive - gen0"] and whole["C2a", "every part"].startswith("no verdict")
+    assert whole["C1", "every part"] == "reproduced"
+
+
+def test_a_run_in_other_spaces_is_told_what_it_can_answer():
+    frame = synthetic.table(seeds=(0, 1), generations=2)
+    frame.loc[frame.space == "judge", "space"] = "clip"
+    assert [c.id for c in claims.answerable(frame)] == ["C1"]
+    assert "Not judged, for lack of arms or metrics: C2a, C2b, C3, C3-generator, Q1" in claims.say(frame)
+
+
+def test_unequal_n_is_not_compared():
+    frame = synthetic.table(seeds=range(5), generations=10)
+    frame.loc[(frame.arm == "real") & (frame.metric == "caption_variance"), "n"] = 100
+    whole = conclude(frame).set_index(["claim", "contrast"]).verdict
+    assert whole["C2a", "recursive - real"] == "no verdict: caption_variance was measured at unequal n (100 and 2000)"
+    assert not whole["C2a", "recursive - gen0"].startswith("no verdict")

@@ -8,7 +8,8 @@ import torch
 
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.metrics import images as image
-from mmcollapse.metrics.alignment import alignment
+from mmcollapse.metrics.alignment import alignment, clip_score
+from mmcollapse.metrics.captions import distinct
 from mmcollapse.metrics.images import embedding_variance, frechet, kid, split_variance
 from mmcollapse.metrics.truth import (
     ATTRIBUTES,
@@ -80,10 +81,50 @@ def test_the_gap_rises_when_spread_falls_at_equal_pair_distance():
     assert wide["P"] == pytest.approx(narrow["P"]) and wide["W"] > narrow["W"] and wide["RMG"] < narrow["RMG"]
 
 
-@pytest.mark.parametrize("shapes", [((0, 3), (0, 3)), ((1, 3), (1, 3)), ((4, 3), (5, 3)), ((4, 3), (4, 2))])
-def test_alignment_refuses_what_has_none(shapes, rng):
-    with pytest.raises(MMCollapseError, match="alignment"):
-        alignment(*(rng.normal(size=shape) for shape in shapes))
+def test_clip_score_of_known_angles(rng):
+    angles = np.deg2rad([0, 60, 90, 180])  # 100, 50, 0, and what points away counts 0, not -100
+    x, y = np.tile([2.0, 0.0], (4, 1)), np.stack([np.cos(angles), np.sin(angles)], 1)
+    assert clip_score(x, y) == pytest.approx(150 / 4)
+    x, y = rng.normal(size=(30, 6)) + 2, rng.normal(size=(30, 6)) + 2
+    assert ((x * y).sum(1) > 0).all() and clip_score(x, y) == pytest.approx(100 * (1 - alignment(x, y)["P"]))
+    order, scale = rng.permutation(30), rng.uniform(0.1, 9, (30, 1))
+    assert clip_score(x[order] * scale, y[order]) == pytest.approx(clip_score(x, y)) == pytest.approx(clip_score(y, x))
+    halves = np.mean([clip_score(x[:15], y[:15]), clip_score(x[15:], y[15:])])
+    assert halves == pytest.approx(clip_score(x, y)) and clip_score(x[order], y) < clip_score(x, x)
+
+
+def test_clip_score_is_torchmetrics(rng):
+    """Its formula, on given embeddings. torchmetrics cuts the mean at 0 and not each cosine, so none is negative here."""
+    from torchmetrics.functional.multimodal import clip_score as theirs
+
+    x, y = (torch.from_numpy(rng.normal(size=(25, 6)) + 2) for _ in range(2))
+
+    class Given:
+        config = None
+        to = get_image_features = get_text_features = None
+
+    model = Given()
+    model.to = lambda device: model
+    model.get_image_features, model.get_text_features = lambda pixels: x, lambda ids, mask: y
+
+    def processor(**_):
+        return dict.fromkeys(("pixel_values", "input_ids", "attention_mask"), torch.zeros(1))
+
+    score = theirs(torch.zeros(25, 3, 8, 8), ["a"] * 25, lambda: (model, processor))
+    assert clip_score(x.numpy(), y.numpy()) == pytest.approx(float(score), rel=1e-9)
+
+
+@pytest.mark.parametrize("metric", [alignment, clip_score])
+def test_alignment_refuses_what_has_none(metric, rng):
+    for shapes in ((0, 3), (0, 3)), ((1, 3), (1, 3)), ((4, 3), (5, 3)), ((4, 3), (4, 2)), ((4,), (4,)):
+        with pytest.raises(MMCollapseError, match="alignment"):
+            metric(*(rng.normal(size=shape) for shape in shapes))
+    for bad in (np.nan, np.inf, -np.inf):
+        x, y = rng.normal(size=(2, 4, 3))
+        y[2, 1] = bad
+        for pair in ((x, y), (y, x)):
+            with pytest.raises(MMCollapseError, match="NaN or infinite"):
+                metric(*pair)
 
 
 # -- pictures -------------------------------------------------------------------------------------------------------
@@ -100,6 +141,68 @@ def test_frechet_of_gaussians_is_the_closed_form(rng):
     assert frechet(x, x) == pytest.approx(0, abs=1e-6)
     assert frechet(x, x + [3.0, 0, 0]) == pytest.approx(9, rel=1e-6)
     assert frechet(x, y) == pytest.approx(frechet(y, x)) == pytest.approx(frechet(x[::-1], rng.permutation(y)))
+
+
+def test_frechet_in_one_dimension_is_that_of_two_normals(rng):
+    x, y = rng.normal(3, 2, (50, 1)), rng.normal(1, 5, (80, 1))
+    wanted = (x.mean() - y.mean()) ** 2 + (x.std(ddof=1) - y.std(ddof=1)) ** 2
+    assert frechet(x, y) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_frechet_turns_and_scales_with_the_space(rng):
+    x, y = rng.normal(size=(60, 4)) @ rng.normal(size=(4, 4)), rng.normal(size=(70, 4)) + 1
+    turn, value = np.linalg.qr(rng.normal(size=(4, 4)))[0], frechet(x, y)
+    assert frechet(x @ turn + 5, y @ turn + 5) == pytest.approx(value, rel=1e-9)
+    assert frechet(3 * x, 3 * y) == pytest.approx(9 * value, rel=1e-9)
+
+
+class Given(torch.nn.Module):
+    """What torchmetrics takes for a network: its features are the "pictures" themselves."""
+
+    def __init__(self, d):
+        super().__init__()
+        self.num_features = d
+
+    def forward(self, features):
+        return features
+
+
+def by_torchmetrics(metric, real, fake):
+    """Its value of two sets of features, shown in batches of unequal size."""
+    for features, is_real in ((real, True), (fake, False)):
+        for part in torch.from_numpy(features).split(170):
+            metric.update(part, real=is_real)
+    return metric.compute()
+
+
+@pytest.mark.parametrize("d", [3, 40])
+def test_frechet_is_torchmetrics(d, rng):
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    mix = rng.normal(size=(d, d))
+    real, fake = rng.normal(size=(500, d)) @ mix + 2, 0.7 * rng.normal(size=(450, d)) @ mix
+    theirs = by_torchmetrics(FrechetInceptionDistance(feature=Given(d)).set_dtype(torch.float64), real, fake)
+    assert frechet(real, fake) == pytest.approx(float(theirs), rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*will save all extracted features in buffer")
+def test_kid_is_torchmetrics(rng):
+    """On features as ours standardises them; with more pictures than a subset holds, up to the drawing of subsets."""
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    def theirs(real, fake, **options):
+        made = (fake - real.mean(0)) / real.std(0)
+        return by_torchmetrics(
+            KernelInceptionDistance(feature=Given(6), **options), (real - real.mean(0)) / real.std(0), made
+        )
+
+    real, fake = 3 * rng.normal(size=(1500, 6)) + 1, 2 * rng.normal(size=(1200, 6)) + 2
+    mean, _ = theirs(real[:400], fake[:400], subsets=1, subset_size=400)
+    assert kid(real[:400], fake[:400]) == pytest.approx(float(mean), rel=1e-6)
+    torch.manual_seed(0)
+    mean, spread = map(float, theirs(real, fake, subsets=50, subset_size=1000))
+    assert kid(real, fake) == pytest.approx(mean, abs=4 * spread * math.sqrt(2 / 50))
+    assert spread < 0.05 * mean
 
 
 def test_kid_is_near_zero_for_equals_and_grows_with_noise(rng):
@@ -190,6 +293,22 @@ def test_vendi_of_its_readmes_vectors():
     assert image.vendi(np.ones((5, 2))) == pytest.approx(1)
 
 
+def test_support_of_a_set_with_itself_and_of_equals(rng):
+    x, y = rng.normal(size=(2, 1500, 2))
+    assert image.support(x, x) == {"precision": 1, "recall": 1, "density": 1, "coverage": 1}
+    found = image.support(x, y)
+    assert found["coverage"] == pytest.approx(1 - 2**-5, abs=0.015) and found["density"] == pytest.approx(1, abs=0.03)
+    assert min(found["precision"], found["recall"]) > 0.98
+    assert image.support(7 * x + 3, 7 * y + 3) == found
+
+
+def test_vendi_of_two_samples_is_the_entropy_of_their_angle():
+    for cosine in (0.0, 0.3, -0.6, 0.9):
+        p = np.array([1 + cosine, 1 - cosine]) / 2
+        pair = np.array([[1.0, 0.0], [cosine, math.sqrt(1 - cosine**2)]])
+        assert image.vendi(pair) == pytest.approx(np.exp(-(p * np.log(p)).sum()))
+
+
 def test_vendi_counts_what_differs(rng):
     few = np.repeat(np.linalg.qr(rng.normal(size=(20, 20)))[0], 6, axis=0)  # 20 kinds, each six times
     assert image.vendi(few) == pytest.approx(20) and image.vendi(few[rng.permutation(120)]) == pytest.approx(20)
@@ -230,10 +349,193 @@ def test_split_variance_ignores_the_order_of_prompts_and_of_their_pictures(rng):
     )
 
 
+def test_what_made_samples_repeated_change_and_what_they_do_not(rng):
+    """Each made picture twice: only recall and the spectrum of words notice, so a set's size is no sign of variety."""
+    n, d = 300, 4
+    real, made = rng.normal(size=(2, n, d))
+    twice = np.repeat(made, 2, axis=0)
+    once, again = image.support(real, made), image.support(real, twice)
+    assert image.vendi(twice) == pytest.approx(image.vendi(made), rel=1e-9)
+    assert again["recall"] < once["recall"]  # balls reach to a fifth neighbour, which is now nearer
+    assert {**again, "recall": 0} == pytest.approx({**once, "recall": 0})  # blind: precision, density, coverage
+    fewer = 2 * (n - 1) / (2 * n - 1)  # of degrees of freedom: the only change of variance and Frechet distance
+    assert embedding_variance(twice) == pytest.approx(fewer * embedding_variance(made))
+    assert frechet(made, twice) == pytest.approx(embedding_variance(made) * d * (1 - math.sqrt(fewer)) ** 2, rel=1e-6)
+    same = np.repeat(made[:1], n, axis=0)  # one picture only
+    assert image.vendi(same) == pytest.approx(1) and embedding_variance(same) == pytest.approx(0, abs=1e-12)
+    assert image.support(real, same)["recall"] == 0 and image.support(real, same)["coverage"] < 0.1
+    captions = ["a red circle", "a blue star on a wall", "two rings"]
+    assert distinct(captions * 2, 1) == distinct(captions, 1) / 2
+
+
+ORDERLESS = {
+    "frechet": lambda x, y: frechet(x, y),
+    "kid": lambda x, y: kid(x, y),
+    "support": lambda x, y: list(image.support(x, y).values()),
+    "vendi": lambda x, y: image.vendi(y),
+    "variance": lambda x, y: embedding_variance(y),
+    "clip_score": lambda x, y: clip_score(x[:200], y[:200]),
+    "alignment": lambda x, y: list(alignment(x[:200], y[:200]).values()),
+}
+
+
+@pytest.mark.parametrize("name", ORDERLESS)
+def test_order_type_and_layout_of_features_do_not_count(name, rng):
+    x, y, metric = rng.normal(size=(300, 5)) + 1, 2 * rng.normal(size=(300, 5)), ORDERLESS[name]
+    value, order = metric(x, y), np.concatenate([rng.permutation(200), 200 + rng.permutation(100)])
+    kept = x.copy(), y.copy()
+    other = order if name in ("clip_score", "alignment") else rng.permutation(300)  # those two are of pairs
+    assert metric(x[order], y[other]) == pytest.approx(value, rel=1e-9, abs=1e-12)
+    assert metric(np.asfortranarray(x), y[:, ::-1][:, ::-1]) == pytest.approx(value, rel=1e-9, abs=1e-12)
+    near = pytest.approx(value, rel=1e-4, abs=1e-5)
+    assert metric(x.astype(np.float32), y.astype(np.float32)) == near
+    parts = [np.concatenate([part.astype(np.float32) for part in np.array_split(v, 7)]) for v in (x, y)]
+    assert metric(*parts) == near
+    assert np.array_equal(x, kept[0]) and np.array_equal(y, kept[1])  # left as they were
+
+
+def test_order_counts_for_kid_by_less_than_its_own_error_where_subsets_are_drawn(rng):
+    x, y = rng.normal(size=(2, 1500, 5))
+    values = [kid(rng.permutation(x), rng.permutation(y) + 0.3, subsets=10) for _ in range(8)]
+    assert np.std(values) < 0.05 * np.mean(values)
+
+
+# -- spectrum -------------------------------------------------------------------------------------------------------
+
+
+def noise(n, size=64, seed=0):
+    """White noise about grey, (n, size, size, 3) uint8."""
+    return np.random.default_rng(seed).normal(128, 25, (n, size, size, 3)).round().clip(0, 255).astype(np.uint8)
+
+
+def test_the_spectrum_of_white_noise_is_flat_and_that_of_blurred_noise_falls():
+    white, size = noise(60), 64
+    found = image.spectrum(white)
+    # grey is the mean of three channels; rounding adds 1/12 to the variance of each
+    power = (25**2 + 1 / 12) / 3 / 255**2 * np.square(np.hanning(size)).sum() ** 2
+    assert found.shape == (32,) and found[5:] == pytest.approx(np.full(27, np.log10(power)), abs=0.03)
+    # the filter (1, 2, 1) / 4 along both sides lets cos^4(pi f) of the power through at f cycles a pixel
+    x = white.astype(float)
+    for axis in (1, 2):
+        x = (np.roll(x, 1, axis) + 2 * x + np.roll(x, -1, axis)) / 4
+    f = np.fft.fftfreq(size)
+    passed = np.outer(np.cos(np.pi * f) ** 4, np.cos(np.pi * f) ** 4)
+    rings = np.hypot(f[:, None] * size, f * size).round()
+    wanted = [np.log10(passed[rings == r].mean()) for r in range(1, 33)]
+    fall = image.spectrum(x.round().astype(np.uint8)) - found
+    assert fall[:24] == pytest.approx(np.array(wanted)[:24], abs=0.08)  # further out rounding to uint8 adds its own
+    assert fall[28] < -1.5 and (np.diff(fall[3:28]) < 0).all()
+    more = image.spectrum(noise(60, seed=1)), image.spectrum((noise(60, seed=2) / 2 + 64).astype(np.uint8))
+    assert image.spectrum_distance(found, more[0]) < 0.05
+    assert image.spectrum_distance(found, more[1]) == pytest.approx(2 * np.log10(2), abs=0.05)  # half the contrast
+
+
+@pytest.mark.parametrize("cycles", [2, 5, 13, 31])
+def test_a_sinusoid_peaks_at_its_ring_and_nowhere_else(cycles):
+    size = 64
+    wave = 100 * np.cos(2 * np.pi * cycles * np.arange(size) / size)
+    across = np.broadcast_to(wave, (1, size, size))
+    for grey in (across, across.transpose(0, 2, 1)):
+        found = image.spectrum(np.repeat((128 + grey).round().astype(np.uint8)[..., None], 3, 3))
+        far = np.abs(np.arange(1, 33) - cycles) > 2
+        assert np.argmax(found) == cycles - 1 and found[far].max() < found[cycles - 1] - 2.5
+    both = np.hypot(3, 4) * 4  # 12 cycles down and 16 across: 20 in all
+    grid = 2 * np.pi * np.arange(size) / size
+    grey = 128 + 100 * np.cos(12 * grid[:, None] + 16 * grid)
+    assert np.argmax(image.spectrum(np.repeat(grey.round().astype(np.uint8)[None, ..., None], 3, 3))) == both - 1
+
+
+def test_the_spectrum_is_a_mean_over_pictures_and_blind_to_order_brightness_and_hue():
+    x, rng = noise(24), np.random.default_rng(3)
+    found = pytest.approx(image.spectrum(x), rel=1e-9)
+    assert np.mean([image.spectrum(part) for part in np.split(x, 4)], axis=0) == found
+    assert image.spectrum(x[rng.permutation(24)]) == found and image.spectrum(x[..., ::-1]) == found
+    assert image.spectrum(x.transpose(0, 2, 1, 3)) == found and image.spectrum(x[:, ::-1]) == found
+    inner = x.clip(30, 225)
+    assert image.spectrum(inner + np.uint8(20)) == pytest.approx(image.spectrum(inner), rel=1e-9)
+    assert image.spectrum(np.full((2, 16, 24, 3), 77, np.uint8)) == pytest.approx(np.full(8, -10.0))  # nothing there
+    assert len(image.spectrum(x[:, :33, :])) == 16
+
+
+def test_the_distance_of_spectra_by_hand():
+    a, b = np.array([-1.0, 2.0]), np.array([2.0, -2.0])
+    assert image.spectrum_distance(a, b) == image.spectrum_distance(b, a) == pytest.approx(math.sqrt(25 / 2))
+    assert image.spectrum_distance(a, a) == 0 and image.spectrum_distance(a, a + 0.5) == pytest.approx(0.5)
+
+
+# -- bad input ------------------------------------------------------------------------------------------------------
+
+TWO_SETS = {"frechet": frechet, "kid": kid, "support": image.support}
+ONE_SET = {"vendi": image.vendi, "variance": embedding_variance, "split": lambda x: split_variance(x, 2)}
+
+
+@pytest.mark.parametrize("name", [*TWO_SETS, *ONE_SET])
+def test_features_that_are_none_are_refused(name, rng):
+    good = rng.normal(size=(40, 3))
+
+    def refused(bad, message):
+        calls = [(good, bad), (bad, good)] if name in TWO_SETS else [(bad,)]
+        for call in calls:
+            with pytest.raises(MMCollapseError, match=message):
+                (TWO_SETS | ONE_SET)[name](*call)
+
+    for value in (np.nan, np.inf, -np.inf):
+        bad = good.copy()
+        bad[[3, 8], 1] = value
+        refused(bad, "NaN or infinite values, in 2 rows")
+    shape = r"need arrays of numbers \(n, d\)"
+    for bad in (good[0], good[None], np.zeros((40, 0)), good.tolist(), good.astype(str), good.astype(object), None):
+        refused(bad, shape)
+    if name in TWO_SETS:
+        refused(good[:, :2], r"\(40, [23]\) and \(40, [23]\): " + shape)
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (np.zeros((2, 8, 8, 3), np.float32), "float32: need uint8, values 0-255"),
+        (np.full((2, 8, 8, 3), 300, np.int16), "int16: need uint8"),
+        (np.zeros((2, 8, 8, 3), bool), "bool: need uint8"),
+        (np.zeros((8, 8, 3), np.uint8), r"\(8, 8, 3\): need an array"),
+        (np.zeros((2, 8, 8), np.uint8), r"\(2, 8, 8\): need an array"),
+        (np.zeros((2, 3, 8, 8), np.uint8), r"\(2, 3, 8, 8\): need an array"),
+        (np.zeros((0, 8, 8, 3), np.uint8), r"\(0, 8, 8, 3\): need an array"),
+        ([np.zeros((8, 8, 3), np.uint8)], "list"),
+        (None, "NoneType"),
+    ],
+)
+def test_pictures_that_are_none_are_refused(bad, message):
+    for call in (image.check_images, image.spectrum):
+        with pytest.raises(MMCollapseError, match=message):
+            call(bad)
+
+
+def test_pictures_without_a_spectrum_and_spectra_that_do_not_match_are_refused():
+    for shape in ((1, 1, 1, 3), (1, 2, 9, 3), (1, 9, 3, 3)):
+        with pytest.raises(MMCollapseError, match="4 pixels a side"):
+            image.spectrum(np.zeros(shape, np.uint8))
+    flat, nan = np.zeros(8), np.array([0.0] * 7 + [np.nan])
+    for pair in ((flat, flat[:4]), (flat, flat[:1]), (flat[:0], flat[:0]), (flat[None], flat[None]), (flat, nan)):
+        with pytest.raises(MMCollapseError, match="spectra"):
+            image.spectrum_distance(*pair)
+
+
+def test_a_sample_without_direction_has_no_vendi_score():
+    with pytest.raises(MMCollapseError, match="1 of length 0"):
+        image.vendi(np.array([[1.0, 0], [0, 0], [0, 1]]))
+
+
 @pytest.mark.parametrize(
     "call, message",
     [
         (lambda x: frechet(x[:29], x), "needs at least 30"),
+        (lambda x: frechet(x[:1, :1], x[:1, :1], least=1), "needs at least 2"),
+        (lambda x: image.support(x[:5], x), "5 real and 40 made pictures: needs 6"),
+        (lambda x: image.support(x, x[:1]), "1 made pictures: needs 6"),
+        (lambda x: image.support(x, x[:0]), "0 made pictures: needs 6"),
+        (lambda x: image.support(x, x, k=0), "k = 0"),
+        (lambda x: image.vendi(x[:1]), "Vendi score of 1"),
+        (lambda x: image.vendi(x[:0]), "Vendi score of 0"),
         (lambda x: frechet(x, x[:0]), "Frechet distance of 0"),
         (lambda x: kid(x[:1], x), "KID of 1 real"),
         (lambda x: kid(x, x[:0]), "and 0 made"),
@@ -390,47 +692,77 @@ def test_within_prompt_variance_by_hand_and_what_it_leaves_out():
 # -- on scenes: damage must move a metric the right way -----------------------------------------------------------
 
 
-def damaged(images, kind, level):
-    """Pictures (n, 64, 64, 3) uint8 with `level` (0-1) of a damage."""
-    x = images.astype(np.float32)
+def damaged(batch, kind, level, n):
+    """`n` of the pictures (n, 64, 64, 3) uint8 of a batch, with `level` (0-1) of a damage."""
+    if kind == "fewer modes":  # only those with the most frequent shapes
+        shapes = np.array([scene.things[0].shape for scene in batch.scenes])
+        return batch.images[shapes < max(1, round(len(SHAPE_NAMES) * (1 - level)))][:n]
+    x = batch.images[:n].astype(np.float32)
     if kind == "noise":
         x = x + 80 * level * np.random.default_rng(1).normal(size=x.shape)
     elif kind == "blur":
         for _ in range(round(12 * level)):
             for axis in (1, 2):
                 x = (np.roll(x, 1, axis) + 2 * x + np.roll(x, -1, axis)) / 4
-    elif kind == "fewer kinds":  # the later pictures are replaced by copies of the first
-        keep = max(1, round(len(x) * (1 - level)))
-        x = x[np.arange(len(x)) % keep]
+    elif kind == "duplicates":  # the later pictures are copies of the first
+        x = x[np.arange(n) % max(1, round(n * (1 - level)))]
     return x.round().clip(0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("kind", ["noise", "blur", "fewer kinds"])
-def test_damage_moves_metrics_of_pictures_the_right_way(kind, world, judge, oracle):
-    real, other = (judge.images(world.sample("judge", range(a, a + 300)).images) for a in (0, 1000))
-    batch = world.sample("judge", range(2000, 2300))
-    found = []
-    for level in (0.0, 0.25, 0.5, 1.0):
-        pictures = damaged(batch.images, kind, level * 0.99)
+@pytest.fixture(scope="module")
+def scenes_seen(world, judge):
+    """Real features and spectrum, a batch to damage, and the KID of real against real."""
+    n = 640  # ten a dimension, what the Frechet distance wants
+    real, other = (world.sample("judge", range(a, a + n)).images for a in (0, 1000))
+    features = judge.images(real)
+    return (
+        features,
+        image.spectrum(real),
+        world.sample("judge", range(5000, 8000)),
+        image.kid(features, judge.images(other)),
+    )
+
+
+LEVELS = {
+    "noise": (0, 0.25, 0.5, 1),
+    "blur": (0, 0.25, 0.5, 1),
+    "duplicates": (0, 0.75, 0.95, 0.99),
+    "fewer modes": (0, 0.3, 0.6, 0.9),
+}
+
+
+@pytest.mark.parametrize("kind", LEVELS)
+def test_damage_moves_metrics_of_pictures_the_right_way(kind, scenes_seen, judge, oracle):
+    (real, spectrum, batch, level_kid), found = scenes_seen, []
+    for level in LEVELS[kind]:
+        pictures = damaged(batch, kind, level, len(real))
         features = judge.images(pictures)
+        assert len(pictures) == len(real)
         found.append(
             image.support(real, features)
-            | {"kid": image.kid(real, features), "vendi": image.vendi(features)}
-            | {"right": pictures_right(oracle.read(pictures), batch.scenes).mean()}
+            | {"fid": frechet(real, features), "kid": kid(real, features)}
+            | {"vendi": image.vendi(features), "variance": embedding_variance(features)}
+            | {"spectrum": image.spectrum_distance(spectrum, image.spectrum(pictures))}
         )
+        if kind in ("noise", "blur"):
+            found[-1]["right"] = pictures_right(oracle.read(pictures), batch.scenes[: len(real)]).mean()
 
     def rises(name):
         values = [f[name] for f in found]
         return values == sorted(values) and values[-1] > values[0]
 
     def falls(name):
-        values = [f[name] for f in found]
-        return values == sorted(values, reverse=True) and values[-1] < values[0]
+        values = [-f[name] for f in found]
+        return values == sorted(values) and values[-1] > values[0]
 
-    assert rises("kid") and falls("coverage"), found
-    assert abs(found[0]["kid"] - image.kid(real, other)) < 0.2 * found[-1]["kid"]
-    if kind == "fewer kinds":
-        assert falls("vendi") and found[-1]["precision"] > 0.5 and found[-1]["recall"] < 0.2, found
+    assert all(map(rises, ("fid", "kid"))), found
+    assert all(map(falls, ("recall", "coverage", "vendi", "variance"))), found
+    assert abs(found[0]["kid"] - level_kid) < 0.2 * found[-1]["kid"]
+    assert found[-1]["fid"] > 5 * found[0]["fid"] and found[-1]["recall"] < 0.6 * found[0]["recall"]
+    # precision and density are blind: copies are as good as the first, and what the judge makes of damaged pictures
+    # lies amid its real ones
+    assert found[-1]["precision"] > 0.95 and found[-1]["density"] > 0.7, found
+    if kind in ("noise", "blur"):
+        assert rises("spectrum") and falls("right") and found[-1]["spectrum"] > 1, found
     else:
-        # not precision: what the judge makes of damaged pictures lies amid its real ones, at any noise
-        assert falls("recall") and falls("right"), found
+        assert found[-1]["spectrum"] < 1, found  # no damage to any one picture

@@ -169,9 +169,12 @@ def conclude(table: pd.DataFrame, claims: Sequence[Claim] = CLAIMS, generations:
 
 
 def answerable(table: pd.DataFrame) -> list[Claim]:
-    """The claims whose arms are all in the table: a run of some arms answers some claims."""
-    there = set(zip(table.arm, table.modality, strict=True))
-    wanted = {c.id: {(arm, k.endpoint.modality) for k in c.contrasts for arm, _ in (k.more, k.less)} for c in CLAIMS}
+    """The claims whose arms and endpoints are all in the table: a run of some arms, or in other feature spaces, answers
+    some claims."""
+    names = ["arm", "modality", "metric", "measurement", "space"]
+    there = set(table[table.subset == "test"][names].itertuples(index=False, name=None))
+    ends = {c.id: [(k.endpoint, arm) for k in c.contrasts for arm, _ in (k.more, k.less)] for c in CLAIMS}
+    wanted = {c: {(arm, e.modality, e.metric, e.measurement, e.space) for e, arm in some} for c, some in ends.items()}
     return [c for c in CLAIMS if wanted[c.id] <= there]
 
 
@@ -223,7 +226,10 @@ def _contrast(table: pd.DataFrame, c: Contrast, planned: int) -> dict:
         why = f" ({reasons[0]})" if reasons else ""
         verdict = f"no verdict: {c.endpoint.metric} is missing in {len(gaps)} chain(s), the first {gaps[0]}{why}"
         return {"S": math.nan, "seeds": 0, "p_t": math.nan, "verdict": verdict}
-    differences = stats.paired_differences(*sides, c.endpoint.scale)
+    try:
+        differences = stats.paired_differences(*sides, c.endpoint.scale)
+    except MMCollapseError as error:  # a collapsed chain may leave a variance of 0, which has no logarithm
+        return {"S": math.nan, "seeds": 0, "p_t": math.nan, "verdict": f"no verdict: {error}"}
     both = pd.concat([side.loc[differences.index] for side in sides])
     if not comparable(c.endpoint.metric, both["n"]):
         sizes = " and ".join(str(n) for n in sorted(both["n"].unique()))
@@ -352,7 +358,7 @@ def say(table: pd.DataFrame) -> str:
     if not claims:
         return "No claim is judged: none has all of its arms in this table.\n"
     rest = [c.id for c in CLAIMS if c not in claims]
-    unasked = f"\nNot judged, for lack of arms: {', '.join(rest)}.\n" if rest else ""
+    unasked = f"\nNot judged, for lack of arms or metrics: {', '.join(rest)}.\n" if rest else ""
     return in_words(conclude(table, claims), claims) + unasked
 
 

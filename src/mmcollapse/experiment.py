@@ -221,7 +221,9 @@ def write_provenance(path: Path, study: Study, tools: Instruments, table: pd.Dat
         "pandas",
         "pyarrow",
         "clean-fid",
+        "scipy",
         "sacrebleu",
+        "pycocoevalcap",
     )
     versions = {"python": platform.python_version()}
     for name in packages:

@@ -146,16 +146,22 @@ class Panel:
     scale: str = "plain"  # "log": axis, mean and interval on the log scale; "rate": interval cut at 0 and 1
     floor: bool = False  # the sampling floor beside it
 
-    def rows(self) -> dict:
+    def space(self, table: pd.DataFrame) -> str:
+        """The space it shows: of those that its metric was measured in, the first of SPACES."""
+        there = set(table.space[(table.modality == self.modality) & (table.metric == self.metric)])
+        return next((s for s in SPACES if s in there), "")
+
+    def rows(self, table: pd.DataFrame) -> dict:
         """The filter of the rows of the table that it shows."""
         metrics = [self.metric, "sampling_floor"] if self.floor else [self.metric]
         shown = {"metric": metrics, "modality": self.modality, "measurement": self.measurement, "subset": "test"}
-        return shown | {"arm": [*self.arms, *REFERENCES]}
+        spaces = [self.space(table), ""] if self.floor else [self.space(table)]  # the floor is of no space
+        return shown | {"space": spaces, "arm": [*self.arms, *REFERENCES]}
 
     def of(self, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Its rows in the table: of its arms, and of the references."""
         rows = table[(table.modality == self.modality) & (table.metric == self.metric) & (table.subset == "test")]
-        rows = rows[rows.space == next((s for s in SPACES if (rows.space == s).any()), "")]
+        rows = rows[rows.space == self.space(table)]
         known = rows[rows.arm.isin(REFERENCES) & rows.value.notna()]
         same = known[known.measurement == self.measurement]
         # Captions that people wrote come from no decoding, so they hold for every measurement.
@@ -188,7 +194,7 @@ def _curves(ax, table: pd.DataFrame, panel: Panel) -> list[str]:
     ax.set_xlabel("generation (n = " + "-".join(f"{n:,}" for n in sorted({values.n.min(), values.n.max()})) + ")")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=2))
     ax.margins(x=0.04, y=0.08)
-    _y_axis(ax, panel)
+    _y_axis(ax, panel, rows.space.iloc[0])
     sns.despine(ax=ax)
     return shown
 
@@ -242,7 +248,7 @@ def _floor(ax, table: pd.DataFrame, panel: Panel, values: pd.DataFrame) -> bool:
     return True
 
 
-def _y_axis(ax, panel: Panel):
+def _y_axis(ax, panel: Panel, space: str):
     if panel.scale == "log":
         ax.set_yscale("log")
         low, high = ax.get_ylim()
@@ -260,7 +266,7 @@ def _y_axis(ax, panel: Panel):
         max(map(abs, ax.get_ylim())) < 0.05
     )  # the label counts in thousandths, so that those of the ticks stay short
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / (1e-3 if small else 1):.4g}"))
-    unit, _, direction = panel.label.partition("\n")
+    unit, _, direction = panel.label.replace("{space}", space).partition("\n")
     ax.set_ylabel(f"{unit}{', $10^{-3}$' if small else ''}\n{direction}")
 
 
@@ -342,7 +348,7 @@ class Drawn:
 # ---- experiment 1: variance
 
 TRAINED = ("recursive", "real", "gen0")
-EMBEDDING = "judge embedding variance\n"
+EMBEDDING = "{space} embedding variance\n"
 
 
 def _image_panels(guidance: str) -> list[Panel]:
@@ -353,7 +359,7 @@ def _image_panels(guidance: str) -> list[Panel]:
         Panel("Nuisance variance", f"within prompts, ratio to real\n{lower}", "nuisance_ratio", **what, scale="log"),
         Panel("Variance within prompts", EMBEDDING + lower, "variance_within", **what, scale="log"),
         Panel("Variance between prompts", EMBEDDING + lower, "variance_between", **what, scale="log"),
-        Panel("Distance to real pictures", "KID, judge features\n(lower is better)", "kid", **what),
+        Panel("Distance to real pictures", "KID, {space} features\n(lower is better)", "kid", **what),
         Panel(
             "Tail coverage",
             "share of rare cells shown\n(higher is better)",
@@ -370,7 +376,7 @@ def _image_panels(guidance: str) -> list[Panel]:
 def _generators(source: Source) -> Drawn:
     panels = _image_panels("guidance 1")
     about = "Text-to-image chains, measured at guidance 1 (what was learned) on test prompts."
-    return Drawn(_grid(source, panels, 4, about), [p.rows() for p in panels])
+    return Drawn(_grid(source, panels, 4, about), [p.rows(source.table) for p in panels])
 
 
 def _generators_as_used(source: Source) -> Drawn:
@@ -379,7 +385,7 @@ def _generators_as_used(source: Source) -> Drawn:
     guidance = others[0] if others else "guidance 1"  # the same setting twice if the default guidance is 1
     panels = _image_panels(guidance)
     about = f"Text-to-image chains, measured at the default {guidance} (as used) on test prompts."
-    return Drawn(_grid(source, panels, 4, about), [p.rows() for p in panels])
+    return Drawn(_grid(source, panels, 4, about), [p.rows(source.table) for p in panels])
 
 
 def _captioners(source: Source) -> Drawn:
@@ -401,7 +407,7 @@ def _captioners(source: Source) -> Drawn:
         "Captioning chains on test pictures. Sampled: ancestral sampling at temperature 1; greedy: the likeliest word "
         "each time. Real BLEU-4: one reference against the others."
     )
-    return Drawn(_grid(source, panels, 3, about), [p.rows() for p in panels])
+    return Drawn(_grid(source, panels, 3, about), [p.rows(source.table) for p in panels])
 
 
 def _more(source: Source) -> Drawn:
@@ -410,7 +416,7 @@ def _more(source: Source) -> Drawn:
     sampled = greedy | {"measurement": "sampled"}
     better, varied = "(higher is better)", "(lower = less varied)"
     panels = [
-        Panel("Frechet distance", "judge features\n(lower is better)", "fid", **pictures),
+        Panel("Frechet distance", "{space} features\n(lower is better)", "fid", **pictures),
         Panel("Recall", f"share of real pictures\n{better}", "recall", **pictures, scale="rate"),
         Panel("Coverage", f"share of real pictures\n{better}", "coverage", **pictures, scale="rate"),
         Panel("Vendi score, pictures", f"effective number\n{varied}", "vendi", **pictures, scale="log"),
@@ -424,9 +430,10 @@ def _more(source: Source) -> Drawn:
         Panel("Vendi score, captions", f"effective number\n{varied}", "caption_vendi", **sampled, scale="log"),
     ]
     about = (
-        "Text-to-image chains at guidance 1 (first six panels) and captioning chains (last six), by further metrics."
+        "Text-to-image chains at guidance 1 (first six panels) and captioning chains (last six), by further metrics. "
+        "Real captions are compared with one reference fewer, so CIDEr and ROUGE-L of chains may lie above theirs."
     )
-    return Drawn(_grid(source, panels, 4, about), [p.rows() for p in panels])
+    return Drawn(_grid(source, panels, 4, about), [p.rows(source.table) for p in panels])
 
 
 def _drift(source: Source) -> Drawn:
@@ -461,8 +468,8 @@ def _drift(source: Source) -> Drawn:
         limits = [limit for ax, _ in drawn for limit in ax.get_ylim()]
         for ax, panel in drawn:
             ax.set_ylim(min(limits), max(limits))
-            _y_axis(ax, panel)
-    return Drawn(figure, [p.rows() for p in panels])
+            _y_axis(ax, panel, panel.space(source.table))
+    return Drawn(figure, [p.rows(source.table) for p in panels])
 
 
 def _power(source: Source) -> Drawn:

@@ -14,9 +14,12 @@ import numpy as np
 import pandas as pd
 
 from mmcollapse import measure
+from mmcollapse.disk import checksum
+from mmcollapse.errors import MMCollapseError
 from mmcollapse.experiment import open_study, write_provenance
 from mmcollapse.metrics import images as image
 from mmcollapse.metrics import truth
+from mmcollapse.pairs import FILE
 from mmcollapse.settings import Settings
 from mmcollapse.store import load_pairs
 from mmcollapse.table import to_table, write_table
@@ -72,13 +75,15 @@ PIXELS = {"noise": _noise, "blur": _blur, "grey": _grey, "saturated": _saturated
 def instruments(settings: Settings) -> pd.DataFrame:
     """Measure, write the table and return it. A world with known truth only (it needs exact truth to compare with)."""
     study, tools = open_study(settings)
+    if not study.world.truth:
+        raise MMCollapseError(f"setting world={settings.world!r}: the instruments are tested on a world of known truth")
     began, rows = time.monotonic(), []
 
     def say(what: str):
         print(f"[{time.monotonic() - began:.0f} s] {what}", flush=True)
 
-    def add(arm: str, strength: str, repeat: int, modality: str, found: dict[str, measure.Scores]):
-        part = measure.Rows(strength, "test", f"world {study.world.digest}")
+    def add(arm: str, strength: str, repeat: int, modality: str, found: dict[str, measure.Scores], of: str = ""):
+        part = measure.Rows(strength, "test", of or f"world {study.world.digest}")
         for space, scores in found.items():
             part.add(space, scores)
         whose = {"experiment": "00_instruments", "arm": arm, "seed": repeat, "generation": 0, "modality": modality}
@@ -94,7 +99,7 @@ def instruments(settings: Settings) -> pd.DataFrame:
     if (seen := settings.results_folder / "00_eyes").is_dir():
         say("pictures that were checked by eye")
         for generation, found in _by_eye(study, tools, seen):
-            add("by eye", f"generation {generation}", 0, "image", found)
+            add("by eye", f"generation {generation}", 0, "image", found, f"eyes {checksum(seen / FILE)['sha256'][:20]}")
     table, path = to_table(rows), settings.results_folder / "00_instruments.parquet"
     write_table(table, path)
     write_provenance(path.with_suffix(".json"), study, tools, table, time.monotonic() - began)
@@ -110,13 +115,16 @@ def _damaged(study, tools, repeat: int, say):
     real = measure.flat(world.redraw(tools.prompts.scenes, noises, stream))
     random = np.random.default_rng(repeat)
     adapter = study.models["generator"].adapter
-    known = {"all_right": (1.0, len(scenes)), "nuisance_ratio": (1.0, len(scenes))}
 
-    def pictures(images, **true):
+    def pictures(images, shown=None, **true):
+        """Scores, and beside them what is exactly known: shown, the scenes that the pictures show."""
         found = measure.pictures_found(study, tools, images, prompts)
-        cover = truth.tail_coverage(true.pop("shown", scenes), scenes, world.exponent)
-        exact = {k: (v, len(scenes)) for k, v in true.items()}
-        return found | {"truth": known | exact | {"tail_coverage": cover}}
+        exact: measure.Scores = {k: (v, len(scenes)) for k, v in true.items()}
+        if shown:
+            right = np.mean([a == b for a, b in zip(shown, scenes, strict=True)])
+            exact["all_right"] = (right, len(scenes))
+            exact["tail_coverage"] = truth.tail_coverage(shown, scenes, world.exponent)
+        return found | ({"truth": exact} if exact else {})
 
     for name, damage in PIXELS.items():
         say(f"damage {name}, {repeat + 1} of {REPEATS['damage']}")
@@ -133,22 +141,19 @@ def _damaged(study, tools, repeat: int, say):
     for s in STRENGTHS:
         # that share of the pictures shows another prompt's scene
         other = np.where(random.random(len(real)) < s, random.permutation(len(real)), np.arange(len(real)))
-        shown = [scenes[i] for i in other]
-        right = np.mean([a == b for a, b in zip(shown, scenes, strict=True)])
-        yield "wrong scene", s, "image", pictures(real[other], all_right=right, shown=shown)
+        yield "wrong scene", s, "image", pictures(real[other], shown=[scenes[i] for i in other])
         # the rarest pairs of shape and colour are drawn as the commonest that is left of them: s = 1 leaves 5 of 100
         left = max(5, round(100 * (1 - s)))
         shown = [_only(scene, place, left) for scene in scenes]
         nuisance = world._nuisance(shown, _uniforms(world, stream, len(shown)))
-        right = np.mean([a == b for a, b in zip(shown, scenes, strict=True)])
-        yield "lost modes", s, "image", pictures(world.draw(shown, nuisance), all_right=right, shown=shown)
+        yield "lost modes", s, "image", pictures(world.draw(shown, nuisance), shown=shown)
         # nuisance factors shrink towards their mean over the pictures of a prompt, to a tenth at s = 1
         factor = 1 - 0.9 * s
         nuisance = world._nuisance(scenes, _uniforms(world, stream, len(scenes)))
         grouped = nuisance.reshape(-1, noises, 2, len(NUISANCE))
         mean = grouped.mean(1, keepdims=True)
         narrow = (mean + factor * (grouped - mean)).reshape(nuisance.shape)
-        yield "less variety", s, "image", pictures(world.draw(scenes, narrow), nuisance_ratio=factor**2)
+        yield "less variety", s, "image", pictures(world.draw(scenes, narrow), scenes, nuisance_ratio=factor**2)
 
     say("captions")
     batch = tools.sample("test", study.settings.captions)

@@ -33,11 +33,17 @@ from mmcollapse.worlds.scenes import NUISANCE
 
 GROUPS = {"truth": 1, "features": 2, "pixels": 1, "alignment": 2, "words": 3, "caption features": 1, "perplexity": 1}
 GROUPS |= {"real": 1, "samples": 1}
+# The settings that a group's scores depend on beside the measured set: which real pictures it is compared with.
+SIZES = {group: ("prompts", "noises") for group in ("truth", "features", "pixels")}
 SHOWN = 8  # samples a set that are kept for figures
 REPLICATES = 5  # how often real is measured against real: the band behind the curves
 
 NO_TRUTH = "this world has no known truth"
 NO_REDRAW = "this world cannot draw one prompt twice"
+NO_SECOND = "this world has no second set of real pictures of the same prompts"
+ONE_REFERENCE = "a second caption of the same picture is needed"
+UNREADABLE = "undefined: too little could be read"
+WORDS = ("bleu4", "cider", "rouge_l", "length", "vocabulary", "distinct_1", "distinct_2", "self_bleu")
 NO_LANGUAGE = "the base models have no language model (`make pretrain` makes it)"
 
 
@@ -95,7 +101,11 @@ class Instruments:
     def real_features(self, space: str) -> np.ndarray:
         """Features (n, d) of `real_images`, kept in the store by content: all chains compare with the same."""
         if ("features", space) not in self._drawn:
-            inputs = self.reference() | {"metric": "real", "metric version": GROUPS["real"], "of": "real pictures"}
+            inputs = self.reference(SIZES["features"]) | {
+                "metric": "real",
+                "metric version": GROUPS["real"],
+                "of": "real pictures",
+            }
 
             def make(folder):
                 features = self.spaces[space].images(self.real_images)
@@ -110,10 +120,11 @@ class Instruments:
     def real_spectrum(self) -> np.ndarray:
         return image.spectrum(self.real_images)
 
-    def reference(self) -> dict:
-        """What scores are relative to: the real test set and its size."""
+    def reference(self, sizes: tuple[str, ...]) -> dict:
+        """What scores are relative to: the real test set, its sizes, and the device that measures."""
         s = self.study.settings
-        return {"world": self.study.world.digest, "sizes": [s.prompts, s.noises, s.probes, s.captions]}
+        known = {"world": self.study.world.digest, "device": self.study.device}
+        return known | {"sizes": {name: getattr(s, name) for name in sizes}}
 
     @cached_property
     def real_nuisance(self) -> dict[str, tuple[float, int]]:
@@ -232,7 +243,8 @@ def _picture_features(tools, space, features, noises: int) -> Scores:
         out |= {"variance_within": (within, n), "variance_between": (between, n // noises)}
     else:
         out |= {"variance_within": NO_REDRAW, "variance_between": NO_REDRAW}
-    out["kid"] = (image.kid(real, features), n)
+    # raw Inception features: then it is the KID that others report
+    out["kid"] = (image.kid(real, features, standardise=space != "inception"), n)
     few, d = min(n, len(real)), features.shape[1]
     if few >= 10 * d:
         out["fid"] = (image.frechet(real, features), few)
@@ -354,7 +366,11 @@ def measure_world(study: Study, tools: Instruments) -> list[dict]:
     ...: real pictures of the same prompts drawn anew; captions that people, or the grammar, wrote of the same pictures,
     each time one of the references against the others); arm "vae", the first of these sets of pictures sent through the
     generator's autoencoder, which no arm trains: what a generator can reach at best."""
-    inputs = tools.reference() | {"metric": "real", "metric version": GROUPS, "of": "world and autoencoder"}
+    inputs = tools.reference(("prompts", "noises", "captions")) | {
+        "metric": "real",
+        "metric version": GROUPS,
+        "of": "world and autoencoder",
+    }
     inputs |= {"instruments": tools.digests, "autoencoder": study.models["generator"].adapter.digest}
     inputs |= {"computing": study.computing(), "guidance": study.settings.default_guidance, "replicates": REPLICATES}
 
@@ -390,11 +406,12 @@ def _measure_world(study, tools) -> list[dict]:
             add("world", k, "image", guidances, pictures_found(study, tools, images, prompts))
     else:
         first, prompts = tools.prompts.images, [five[0] for five in tools.prompts.captions]
-        add("world", 0, "image", guidances, pictures_found(study, tools, first, prompts))
+        add("world", 0, "image", guidances, _alone(pictures_found(study, tools, first, prompts)))
     adapter = study.models["generator"].adapter
     batches = adapter.encode(first, prompts)["latents"].split(s.compute_batch)
     through = np.concatenate([adapter.decode(batch) for batch in batches])
-    add("vae", 0, "image", guidances, pictures_found(study, tools, through, prompts))
+    found = pictures_found(study, tools, through, prompts)
+    add("vae", 0, "image", guidances, found if world.truth else _alone(found))
 
     seen = {name: space.images(real.images) for name, space in tools.reading.items()}
     for k in range(min(REPLICATES, min(len(five) for five in real.captions))):
@@ -405,11 +422,19 @@ def _measure_world(study, tools) -> list[dict]:
     return rows
 
 
+def _alone(found: dict[str, Scores]) -> dict[str, Scores]:
+    """Without the distances: in a finite world the reference holds these very pictures."""
+    distances = ("kid", "fid", "precision", "recall", "density", "coverage", "spectrum")
+    return {
+        space: {k: NO_SECOND if k in distances else v for k, v in scores.items()} for space, scores in found.items()
+    }
+
+
 def captions_found(study, tools, seen: dict[str, np.ndarray], captions, references, scenes) -> dict[str, Scores]:
     """All that is measured of captions, by instrument. seen: features of their pictures, by space; references may be
     empty lists, scenes None."""
     found: dict[str, Scores] = {"parser": _caption_truth(study, captions, scenes, True)} if scenes else {}
-    found |= {"words": word_scores(captions, references)} if all(references) else {}
+    found["words"] = word_scores(captions, references) if all(references) else dict.fromkeys(WORDS, ONE_REFERENCE)
     found |= {"language": _perplexity(tools, captions)} if tools.language else {}
     for name, space in tools.reading.items():
         found[name] = _caption_features(study, tools, name, captions) | alignment_scores(
@@ -440,6 +465,8 @@ class Rows:
     def add(self, space: str, scores: Scores):
         for metric, found in scores.items():
             why, (value, n) = (found, (nan, 0)) if isinstance(found, str) else ("", found)
+            if not why and np.isnan(value):
+                why, n = UNREADABLE, 0
             row = {"metric": metric, "space": space, "value": float(value), "missing": why, "n": int(n)}
             self.rows.append(self.common | row)
 
@@ -473,7 +500,7 @@ class _Scored:
 
     def _inputs(self, group: str) -> dict:
         of = {"of": self.item.digest, "metric": group, "metric version": GROUPS[group]}
-        return of | {"reference": self.tools.reference()}
+        return of | {"reference": self.tools.reference(SIZES.get(group, ()))}
 
     def __call__(self, group: str, instrument: str, compute, full: bool = True) -> Scores:
         def make(folder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mmcollapse.errors import MMCollapseError
+from mmcollapse.metrics.images import unit_length
 
 
 def _check(x: np.ndarray, y: np.ndarray):
@@ -19,7 +20,7 @@ def clip_score(x: np.ndarray, y: np.ndarray) -> float:
     of max(100 cos, 0). 0-100, higher is better aligned; no bias in n. It is 100 (1 - P) where no cosine is negative,
     kept because it is what others report."""
     _check(x, y)
-    x, y = (v.astype(np.float64) / np.linalg.norm(v.astype(np.float64), axis=1, keepdims=True) for v in (x, y))
+    x, y = unit_length(x), unit_length(y)
     return float((100 * (x * y).sum(1)).clip(min=0).mean())
 
 
@@ -34,7 +35,7 @@ def alignment(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
     P in 0-2, lower is better aligned. RMG in 0-1; it rises when W falls at equal P, so read it beside P and W. None
     has a bias in n but L2M, which falls to its limit as n grows. Costs one pass over the embeddings."""
     _check(x, y)
-    x, y = (v.astype(np.float64) / np.linalg.norm(v.astype(np.float64), axis=1, keepdims=True) for v in (x, y))
+    x, y = unit_length(x), unit_length(y)
     n = len(x)
     pair = float((1 - (x * y).sum(1)).mean())
     # the sum of all cosines is the squared norm of the sum, and the diagonal is n ones

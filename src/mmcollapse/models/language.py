@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mmcollapse.errors import MMCollapseError
 from mmcollapse.models import folder_digest
 
 
@@ -26,6 +27,8 @@ class Language:
         """(nats, tokens), each (n,): the negative log likelihood of every caption with its end token, and the number of
         tokens that it sums over. An empty caption is the end token alone. Longer captions are cut at the model's
         context, 64 tokens as `make pretrain` makes it."""
+        if not captions:
+            raise MMCollapseError("a set of captions is empty")
         nats, counts = [], []
         most = self.model.config.n_positions
         for start in range(0, len(captions), batch):
