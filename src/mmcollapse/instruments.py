@@ -27,7 +27,7 @@ from mmcollapse.worlds.grammar import zipf
 from mmcollapse.worlds.scenes import NUISANCE
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-SIZES = (50, 100, 200, 500, 1000, 2000)
+SIZES = (50, 100, 200, 500, 1000, 2000)  # up to four times the setting captions
 REPEATS = {"damage": 2, "size": 8}
 
 
@@ -203,13 +203,15 @@ def _only(scene, place: dict, left: int):
 
 def _by_size(study, tools, repeat: int):
     """(n, modality, scores by space) of n real pictures and captions against n others."""
-    world, most = study.world, max(SIZES)
+    world, most = study.world, 4 * study.settings.captions
+    sizes = [n for n in SIZES if n <= most] or [most]
+    most = max(sizes)
     first = 1_000_000 + repeat * 2 * most  # test pictures that nothing else is measured on
     a, b = (world.sample("test", np.arange(start, start + most)) for start in (first, first + most))
     features = {name: (space.images(a.images), space.images(b.images)) for name, space in tools.spaces.items()}
-    spectra = [(image.spectrum(a.images[:n]), image.spectrum(b.images[:n])) for n in SIZES]
+    spectra = [(image.spectrum(a.images[:n]), image.spectrum(b.images[:n])) for n in sizes]
     texts = {name: space.texts([five[0] for five in b.captions]) for name, space in tools.reading.items()}
-    for n, (one, other) in zip(SIZES, spectra, strict=True):
+    for n, (one, other) in zip(sizes, spectra, strict=True):
         found: dict[str, measure.Scores] = {"pixels": {"spectrum": (image.spectrum_distance(one, other), n)}}
         for name, (real, new) in features.items():
             real, new = real[:n], new[:n]
