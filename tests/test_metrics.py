@@ -94,7 +94,7 @@ def test_clip_score_of_known_angles(rng):
 
 
 def test_clip_score_is_torchmetrics(rng):
-    """Its formula, on given embeddings. torchmetrics cuts the mean at 0 and not each cosine, so none is negative here."""
+    """On given embeddings. torchmetrics cuts the mean at 0, and not each cosine: none is negative here."""
     from torchmetrics.functional.multimodal import clip_score as theirs
 
     x, y = (torch.from_numpy(rng.normal(size=(25, 6)) + 2) for _ in range(2))
@@ -116,6 +116,8 @@ def test_clip_score_is_torchmetrics(rng):
 
 @pytest.mark.parametrize("metric", [alignment, clip_score])
 def test_alignment_refuses_what_has_none(metric, rng):
+    with pytest.raises(MMCollapseError, match="1 of 2 features are all zeros"):
+        metric(np.eye(2), np.array([[1.0, 1.0], [0.0, 0.0]]))
     for shapes in ((0, 3), (0, 3)), ((1, 3), (1, 3)), ((4, 3), (5, 3)), ((4, 3), (4, 2)), ((4,), (4,)):
         with pytest.raises(MMCollapseError, match="alignment"):
             metric(*(rng.normal(size=shape) for shape in shapes))
@@ -187,22 +189,25 @@ def test_frechet_is_torchmetrics(d, rng):
 
 @pytest.mark.filterwarnings("ignore:.*will save all extracted features in buffer")
 def test_kid_is_torchmetrics(rng):
-    """On features as ours standardises them; with more pictures than a subset holds, up to the drawing of subsets."""
+    """With more pictures than a subset holds, up to the drawing of subsets."""
     from torchmetrics.image.kid import KernelInceptionDistance
 
     def theirs(real, fake, **options):
-        made = (fake - real.mean(0)) / real.std(0)
-        return by_torchmetrics(
-            KernelInceptionDistance(feature=Given(6), **options), (real - real.mean(0)) / real.std(0), made
-        )
+        return map(float, by_torchmetrics(KernelInceptionDistance(feature=Given(6), **options), real, fake))
 
-    real, fake = 3 * rng.normal(size=(1500, 6)) + 1, 2 * rng.normal(size=(1200, 6)) + 2
-    mean, _ = theirs(real[:400], fake[:400], subsets=1, subset_size=400)
-    assert kid(real[:400], fake[:400]) == pytest.approx(float(mean), rel=1e-6)
+    def standardised(features):
+        return (features - real.mean(0)) / real.std(0)
+
+    real, fake = 3 * rng.normal(size=(400, 6)) + 1, 2 * rng.normal(size=(400, 6)) + 2
+    mean, _ = theirs(standardised(real), standardised(fake), subsets=1, subset_size=400)
+    assert kid(real, fake) == pytest.approx(mean, rel=1e-6)
+    raw, _ = theirs(real, fake, subsets=1, subset_size=400)
+    assert kid(real, fake, standardise=False) == pytest.approx(raw, rel=1e-6) and raw > 2 * mean
+    real, fake = rng.normal(size=(1500, 6)), 2 * rng.normal(size=(1200, 6)) + 1
     torch.manual_seed(0)
-    mean, spread = map(float, theirs(real, fake, subsets=50, subset_size=1000))
-    assert kid(real, fake) == pytest.approx(mean, abs=4 * spread * math.sqrt(2 / 50))
-    assert spread < 0.05 * mean
+    mean, spread = theirs(real, fake, subsets=50, subset_size=1000)
+    assert kid(real, fake, standardise=False) == pytest.approx(mean, abs=4 * spread * math.sqrt(2 / 50))
+    assert spread < 0.1 * mean
 
 
 def test_kid_is_near_zero_for_equals_and_grows_with_noise(rng):
@@ -223,6 +228,15 @@ def test_kid_is_the_unbiased_squared_mmd_of_the_cubic_kernel(rng):
     inside = sum((k.sum() - np.trace(k)) / (30 * 29) for k in (kernel(a, a), kernel(b, b)))
     assert kid(x, y, subsets=2) == pytest.approx(inside - 2 * kernel(a, b).mean(), rel=1e-6)
     assert kid(x * 7 + 3, y * 7 + 3, subsets=2) == pytest.approx(kid(x, y, subsets=2), rel=1e-4)  # no scale of its own
+
+
+def test_kid_of_a_feature_that_never_changes(rng):
+    x, y = rng.normal(size=(2, 50, 3))
+    x, y = (x - x.mean(0)) / x.std(0), (y - x.mean(0)) / x.std(0)
+    still, moved = (  # in the real set: its standard deviation is 0, or what rounding makes of it
+        [np.hstack([v, np.full((50, 1), c)]) for v, c in zip((x, y), at, strict=True)] for at in ((0.1, 0.6), (0, 0.5))
+    )
+    assert kid(*still) == pytest.approx(kid(*moved, standardise=False), rel=1e-6)
 
 
 def test_kid_is_deterministic_and_leaves_the_global_generator_alone(rng):
@@ -350,7 +364,7 @@ def test_split_variance_ignores_the_order_of_prompts_and_of_their_pictures(rng):
 
 
 def test_what_made_samples_repeated_change_and_what_they_do_not(rng):
-    """Each made picture twice: only recall and the spectrum of words notice, so a set's size is no sign of variety."""
+    """Each made picture twice: of all that measures pictures only recall notices; of captions, distinct n-grams."""
     n, d = 300, 4
     real, made = rng.normal(size=(2, n, d))
     twice = np.repeat(made, 2, axis=0)
@@ -408,12 +422,32 @@ def noise(n, size=64, seed=0):
     return np.random.default_rng(seed).normal(128, 25, (n, size, size, 3)).round().clip(0, 255).astype(np.uint8)
 
 
+def test_the_spectrum_is_its_definition():
+    """Sums over pixels and frequencies of small pictures, one by one; more pictures than are transformed at once."""
+    x, size = noise(300, 8), 8
+    wanted = np.zeros(4)
+    for picture in x[:2].tolist():
+        grey = [[sum(pixel) / 3 / 255 for pixel in row] for row in picture]
+        mean, rings = sum(map(sum, grey)) / 64, {r: [] for r in range(1, 5)}
+        hann = [0.5 - 0.5 * math.cos(2 * math.pi * i / 7) for i in range(8)]
+        for u in range(-4, 4):
+            for v in range(-4, 4):
+                turns = [[2j * math.pi * (u * i + v * j) / size for j in range(8)] for i in range(8)]
+                wave = sum(
+                    (grey[i][j] - mean) * hann[i] * hann[j] * np.exp(turns[i][j]) for i in range(8) for j in range(8)
+                )
+                rings.setdefault(round(math.hypot(u, v)), []).append(abs(wave) ** 2)
+        wanted += [math.log10(sum(rings[r]) / len(rings[r]) + 1e-10) / 2 for r in range(1, 5)]
+    assert image.spectrum(x[:2]) == pytest.approx(wanted, rel=1e-9)
+    assert image.spectrum(x) == pytest.approx((image.spectrum(x[:100]) + 2 * image.spectrum(x[100:])) / 3, rel=1e-9)
+
+
 def test_the_spectrum_of_white_noise_is_flat_and_that_of_blurred_noise_falls():
     white, size = noise(60), 64
     found = image.spectrum(white)
     # grey is the mean of three channels; rounding adds 1/12 to the variance of each
     power = (25**2 + 1 / 12) / 3 / 255**2 * np.square(np.hanning(size)).sum() ** 2
-    assert found.shape == (32,) and found[5:] == pytest.approx(np.full(27, np.log10(power)), abs=0.03)
+    assert found.shape == (32,) and found[5:] == pytest.approx(np.full(27, np.log10(power)), abs=0.05)
     # the filter (1, 2, 1) / 4 along both sides lets cos^4(pi f) of the power through at f cycles a pixel
     x = white.astype(float)
     for axis in (1, 2):
@@ -521,7 +555,7 @@ def test_pictures_without_a_spectrum_and_spectra_that_do_not_match_are_refused()
 
 
 def test_a_sample_without_direction_has_no_vendi_score():
-    with pytest.raises(MMCollapseError, match="1 of length 0"):
+    with pytest.raises(MMCollapseError, match="1 of 3 features are all zeros"):
         image.vendi(np.array([[1.0, 0], [0, 0], [0, 1]]))
 
 
@@ -718,7 +752,7 @@ def scenes_seen(world, judge):
     return (
         features,
         image.spectrum(real),
-        world.sample("judge", range(5000, 8000)),
+        world.sample("judge", range(5000, 7500)),
         image.kid(features, judge.images(other)),
     )
 
@@ -727,7 +761,7 @@ LEVELS = {
     "noise": (0, 0.25, 0.5, 1),
     "blur": (0, 0.25, 0.5, 1),
     "duplicates": (0, 0.75, 0.95, 0.99),
-    "fewer modes": (0, 0.3, 0.6, 0.9),
+    "fewer modes": (0, 0.3, 0.5, 0.8),
 }
 
 
@@ -758,7 +792,7 @@ def test_damage_moves_metrics_of_pictures_the_right_way(kind, scenes_seen, judge
     assert all(map(rises, ("fid", "kid"))), found
     assert all(map(falls, ("recall", "coverage", "vendi", "variance"))), found
     assert abs(found[0]["kid"] - level_kid) < 0.2 * found[-1]["kid"]
-    assert found[-1]["fid"] > 5 * found[0]["fid"] and found[-1]["recall"] < 0.6 * found[0]["recall"]
+    assert found[-1]["fid"] > 5 * found[0]["fid"] and found[-1]["recall"] < 0.75 * found[0]["recall"]
     # precision and density are blind: copies are as good as the first, and what the judge makes of damaged pictures
     # lies amid its real ones
     assert found[-1]["precision"] > 0.95 and found[-1]["density"] > 0.7, found

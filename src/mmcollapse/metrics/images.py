@@ -16,13 +16,15 @@ def check_images(images: np.ndarray):
 
 
 def _check(*sets: np.ndarray):
-    """Refuse features that are not (n, d), finite, and of one d."""
+    """Refuse features that are not arrays (n, d) of numbers, finite, and of one d."""
     for features in sets:
-        if features.ndim != 2 or features.shape[1] != sets[0].shape[1]:
-            shapes = " and ".join(str(f.shape) for f in sets)
-            raise MMCollapseError(f"features {shapes}: need sets (n, d) of one feature space")
+        plain = isinstance(features, np.ndarray) and features.dtype.kind in "fiu" and features.ndim == 2
+        if not plain or features.shape[1] != sets[0].shape[1] or not features.shape[1]:
+            shapes = " and ".join(str(getattr(f, "shape", type(f))) for f in sets)
+            raise MMCollapseError(f"features {shapes}: need arrays of numbers (n, d) of one feature space")
         if not np.isfinite(features).all():
-            raise MMCollapseError(f"features with NaN or infinite values, in {np.isnan(features).any(1).sum()} rows")
+            rows = (~np.isfinite(features)).any(1).sum()
+            raise MMCollapseError(f"features with NaN or infinite values, in {rows} rows")
 
 
 def unit_length(features: np.ndarray) -> np.ndarray:
@@ -45,8 +47,8 @@ def frechet(real: np.ndarray, fake: np.ndarray, least: int = 10) -> float:
     clean-fid's, by a general square root of a matrix, to 1e-6, and several times faster."""
     _check(real, fake)
     n, d = min(len(real), len(fake)), real.shape[1]
-    if n < least * d:
-        raise MMCollapseError(f"Frechet distance of {n} samples in {d} dimensions: needs at least {least * d}")
+    if n < max(2, least * d):
+        raise MMCollapseError(f"Frechet distance of {n} samples in {d} dimensions: needs at least {max(2, least * d)}")
     real, fake = real.astype(np.float64), fake.astype(np.float64)
     s1, s2 = np.atleast_2d(np.cov(real.T)), np.atleast_2d(np.cov(fake.T))
     try:
@@ -103,6 +105,8 @@ def support(real: np.ndarray, fake: np.ndarray, k: int = 5) -> dict[str, float]:
     with ten, more than k, balls lie within one prompt and it is sharp (.03). So compare arms at equal prompts and
     pictures a prompt only, never profiles. Costs three n x n matrices of distances."""
     _check(real, fake)
+    if k < 1:
+        raise MMCollapseError(f"precision and recall by neighbour k = {k}: needs at least 1")
     if min(len(real), len(fake)) <= k:
         raise MMCollapseError(f"precision and recall of {len(real)} real and {len(fake)} made pictures: needs {k + 1}")
     reach = [np.partition(_distances(v, v), k, axis=1)[:, k] for v in (real, fake)]  # the 0-th is the sample itself
@@ -165,6 +169,8 @@ def spectrum(images: np.ndarray) -> np.ndarray:
     """
     check_images(images)
     height, width = images.shape[1:3]
+    if min(height, width) < 4:  # the window is 0 at the edges
+        raise MMCollapseError(f"spectrum of pictures {images.shape}: needs 4 pixels a side")
     window = np.outer(np.hanning(height), np.hanning(width))
     radius = np.hypot(np.fft.fftfreq(height)[:, None] * height, np.fft.fftfreq(width) * width).round().astype(int)
     rings = np.arange(1, min(height, width) // 2 + 1)
@@ -179,4 +185,7 @@ def spectrum(images: np.ndarray) -> np.ndarray:
 def spectrum_distance(real: np.ndarray, fake: np.ndarray) -> float:
     """Root mean square difference of two radial power spectra (see `spectrum`), in powers of ten. 0 and up, lower is
     better; a set against another of its kind is above 0 by chance, less so as n grows."""
+    real, fake = np.asarray(real), np.asarray(fake)
+    if real.shape != fake.shape or real.ndim != 1 or not len(real) or not np.isfinite([real, fake]).all():
+        raise MMCollapseError(f"spectra {real.shape} and {fake.shape}: need two of one length, without NaN")
     return float(np.sqrt(np.square(real - fake).mean()))

@@ -1,0 +1,23 @@
+"""`make bench` on its metrics: that it measures what it says. How fast that is belongs to no test."""
+
+from mmcollapse import bench
+from mmcollapse.experiment import open_study
+from mmcollapse.settings import load_settings
+
+
+def test_both_frechet_distances_are_timed_and_equal(capsys):
+    ours, theirs, off = bench.frechet_beside_cleanfid(n=200, d=16)
+    assert ours > 0 and theirs > 0 and off < 1e-6
+    assert "16 dimensions, n = 200" in capsys.readouterr().out
+
+
+def test_every_group_of_metrics_is_timed_and_none_is_left_patched(tmp_path, capsys):
+    study, tools = open_study(load_settings("smoke", runs=str(tmp_path)))
+    seconds = bench.metrics(study, tools, prompts=4, noises=2, captions=6)
+    groups = {"oracle", "parser", "pixels", "words", "language model", "numbers from features"}
+    assert set(seconds) == groups | {f"features of {name}" for name in tools.spaces}
+    assert all(spent > 0 for spent in seconds.values())
+    out = capsys.readouterr().out
+    assert "metrics of 8 pictures and 6 captions" in out and all(group in out for group in seconds)
+    assert "clocked" not in str([bench.measure.word_scores, *(s.images for s in tools.spaces.values())])
+    assert not list(tmp_path.iterdir()) and len(tools.prompts.images) == study.settings.prompts  # a store of its own
