@@ -30,6 +30,7 @@ IMAGES = {
     "fid": (3.0, 0.35, 0.08, "log", "judge"),
     "recall": (0.80, -0.30, 0.08, "logit", "judge"),
     "coverage": (0.85, -0.35, 0.08, "logit", "judge"),
+    "cell_entropy": (5.2, -0.03, 0.01, "log", "oracle"),
     "density": (0.9, -0.10, 0.03, "log", "judge"),
     "vendi": (21.0, -0.04, 0.01, "log", "judge"),
     "spectrum": (0.1, 0.10, 0.03, "log", "pixels"),

@@ -15,6 +15,7 @@ from mmcollapse.metrics.truth import (
     ATTRIBUTES,
     attributes_right,
     captions_right,
+    cell_entropy,
     pictures_right,
     sampling_floor,
     tail_cells,
@@ -672,6 +673,20 @@ def test_tail_coverage_counts_the_cells_asked_for():
     assert tail_coverage(rare[:1], second, 1.0) == (1.0, 1)
     value, asked_for = tail_coverage([common], [common], 1.0)
     assert math.isnan(value) and asked_for == 0
+
+
+def test_cell_entropy_is_that_of_the_things_that_were_read(world):
+    one, two = Scene((RED_CIRCLE,), None, 0), Scene((RED_CIRCLE, Thing(1, 1, 0)), 0, 0)
+    assert cell_entropy([one] * 5) == (0.0, 5)
+    assert cell_entropy([two, None, two]) == (1.0, 4)
+    assert cell_entropy([Scene((Thing(s, c, 0),), None, 0) for s in range(10) for c in range(10)])[0] == pytest.approx(
+        math.log2(100)
+    )
+    value, things = cell_entropy([None, None])
+    assert math.isnan(value) and things == 0
+    scenes = world.sample("test", np.arange(800)).scenes
+    whole, fewer = cell_entropy(scenes)[0], cell_entropy([s for s in scenes if s.things[0].shape < 5])[0]
+    assert whole > fewer + 0.3 and cell_entropy(scenes[::-1])[0] == pytest.approx(whole)
 
 
 def test_the_sampling_floor_is_neutral_drift(rng):

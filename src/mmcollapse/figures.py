@@ -421,7 +421,7 @@ def _more(source: Source) -> Drawn:
         Panel("Coverage", f"share of real pictures\n{better}", "coverage", **pictures, scale="rate"),
         Panel("Vendi score, pictures", f"effective number\n{varied}", "vendi", **pictures, scale="log"),
         Panel("Power spectrum", "distance to real, powers of ten\n(lower is better)", "spectrum", **pictures),
-        Panel("Density", f"real neighbours\n{better}", "density", **pictures),
+        Panel("Entropy", f"bits, of shape-colour pairs\n{varied}", "cell_entropy", **pictures),
         Panel("CIDEr, greedy", f"0-10, all references\n{better}", "cider", **greedy),
         Panel("ROUGE-L, greedy", f"0-1, all references\n{better}", "rouge_l", **greedy),
         Panel("Perplexity, sampled", "frozen language model\n(higher = less expected)", "perplexity", **sampled),
@@ -666,6 +666,7 @@ def _captions(source: Source) -> Drawn:
 # Metric, space, and the direction in which it moves when pictures or captions become worse: 1 up, -1 down.
 PICTURE_METRICS = [
     *(("all_right", "oracle", -1), ("abstains", "oracle", 1), ("tail_coverage", "oracle", -1)),
+    ("cell_entropy", "oracle", -1),
     *(("nuisance_ratio", "oracle", -1), ("spectrum", "pixels", 1)),
     *((m, s, d) for m, d in (("fid", 1), ("kid", 1), ("precision", -1), ("recall", -1)) for s in ("judge", "judge-2")),
     *(

@@ -31,7 +31,7 @@ from mmcollapse.store import load_pairs, save_pairs
 from mmcollapse.worlds.grammar import parse
 from mmcollapse.worlds.scenes import NUISANCE
 
-GROUPS = {"truth": 1, "features": 2, "pixels": 1, "alignment": 2, "words": 3, "caption features": 1, "perplexity": 1}
+GROUPS = {"truth": 2, "features": 2, "pixels": 1, "alignment": 2, "words": 3, "caption features": 1, "perplexity": 1}
 GROUPS |= {"real": 1, "samples": 1}
 # The settings that a group's scores depend on beside the measured set: which real pictures it is compared with.
 SIZES = {group: ("prompts", "noises") for group in ("truth", "features", "pixels")}
@@ -192,7 +192,7 @@ def _score_pictures(study, tools, weights, real, noises, guidance, subset, full:
     rows = Rows(f"guidance {guidance:g}", subset, item.name)
 
     if scenes is None:
-        for metric in ("all_right", "abstains", "two_right", "tail_coverage", "nuisance_ratio"):
+        for metric in ("all_right", "abstains", "two_right", "tail_coverage", "cell_entropy", "nuisance_ratio"):
             rows.add("oracle", {metric: NO_TRUTH})
     else:
         found = scored(
@@ -224,6 +224,7 @@ def _picture_truth(study, tools, images, scenes, noises, full) -> Scores:
         out[f"right_{name}"] = (ok.mean(), n)
     share, asked = truth.tail_coverage(read, scenes, study.world.exponent)
     out["tail_coverage"] = (share, asked)
+    out["cell_entropy"] = (truth.cell_entropy(read)[0], n)
     made, real = truth.within_prompt_variance(reading, scenes, noises), tools.real_nuisance
     logs = []
     for name in NUISANCE:
@@ -297,7 +298,7 @@ def _score_captions(study, tools, weights, real, decoding, measurement, subset, 
     item = study.store.make("pairs", inputs | {"computing": study.computing()}, make)
     scored, rows = _Scored(study, tools, item), Rows(measurement, subset, item.name)
     if real.scenes is None:
-        for metric in ("all_right", "unreadable", "tail_coverage"):
+        for metric in ("all_right", "unreadable", "tail_coverage", "cell_entropy"):
             rows.add("parser", {metric: NO_TRUTH})
     else:
         found = scored("truth", "", lambda: _caption_truth(study, scored.captions, real.scenes, full), full)
@@ -326,6 +327,7 @@ def _caption_truth(study, captions, scenes, full) -> Scores:
     if full:
         out |= {f"right_{k}": (ok.mean(), n) for k, ok in truth.attributes_right(read, scenes).items()}
         out["tail_coverage"] = truth.tail_coverage(read, scenes, study.world.exponent)
+        out["cell_entropy"] = (truth.cell_entropy(read)[0], n)
     return out
 
 
