@@ -63,8 +63,8 @@ def tail_coverage(read: list[Scene | None], scenes: list[Scene], exponent: float
 def cell_entropy(read: list[Scene | None]) -> tuple[float, int]:
     """Entropy in bits of the shape-colour pairs of all things that were read, and how many things: (nan, 0) for none.
     0 (one pair alone) to log2(100) = 6.64 (all alike often); 5.75 in the law of the scenes, 5.49 of 1,000 of them.
-    Falls when pairs are lost or crowded out, before the last one of them is gone, which is all that tail coverage sees. Biased downwards, by about
-    (pairs - 1) / (2 n ln 2) bits: compare at equal n."""
+    Falls when pairs are lost or crowded out, before the last of a pair is gone, which is all that tail coverage sees.
+    Biased downwards, by about (pairs - 1) / (2 n ln 2) bits: compare at equal n."""
     cells = [(t.shape, t.colour) for scene in read if scene is not None for t in scene.things]
     if not cells:
         return float("nan"), 0
