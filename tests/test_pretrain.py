@@ -12,7 +12,7 @@ from mmcollapse.models.generator import ImageDecoding
 from mmcollapse.models.score import told_apart, write_cards
 from mmcollapse.worlds.grammar import confusions, parse
 
-STAGES = ("tokenizer", "vae", "oracle", "judge", "judge-2", "generator", "captioner")
+STAGES = ("tokenizer", "vae", "oracle", "judge", "judge-2", "language", "generator", "captioner")
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +33,10 @@ def test_components_are_stored_once(made):
     for name in ("vae", "text_encoder", "tokenizer"):
         link = made / "generator" / name
         assert link.is_symlink() and link.readlink().as_posix() == f"../{name}"
-    for name in ("captioner", "judge", "judge-2"):
+    for name in ("captioner", "judge", "judge-2", "language"):
         assert (made / name / "tokenizer.json").is_symlink()
     weights = [p for p in made.rglob("*.safetensors") if not p.is_symlink()]
-    assert len(weights) == 7  # VAE, text encoder, U-Net, captioner, two judges, oracle
+    assert len(weights) == 8  # VAE, text encoder, U-Net, captioner, two judges, language model, oracle
 
 
 def test_every_word_of_the_world_is_one_token(made):
@@ -131,7 +131,7 @@ def load_file(folder):
 def test_a_world_without_truth_has_no_oracle(tmp_path, world, monkeypatch):
     monkeypatch.setattr(world, "truth", False)
     called = []
-    for name in ("_tokenizer", "_vae", "_judge", "_generator", "_captioner", "_oracle"):
+    for name in ("_tokenizer", "_vae", "_judge", "_language", "_generator", "_captioner", "_oracle"):
         monkeypatch.setattr(pretrain, name, lambda run: called.append(run.name))
     pretrain.pretrain(world, tmp_path, pretrain.SCALES["photos"], "cpu")
     assert called == [s for s in STAGES if s != "oracle"]
