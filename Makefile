@@ -102,7 +102,7 @@ sweep: $(ENV)
 instruments: $(ENV)
 	$(PY) -m mmcollapse instruments $(OPTIONS)
 
-## pictures a second for making, training and captioning on this machine
+## speed on this machine: models, and metrics beside clean-fid
 bench: $(ENV)
 	@$(PY) -m mmcollapse bench $(OPTIONS)
 

@@ -117,7 +117,7 @@ COMMANDS = {
     pretrain: "build the base models of a world",
     sweep: "choose learning rate and steps on pilot seeds",
     instruments: "real pictures and captions, damaged by known amounts: what the metrics see of it",
-    bench: "pictures a second on this machine",
+    bench: "speed on this machine: models, and metrics beside clean-fid",
     validate: "run copies of the notebooks at smoke through nbval",
 }
 

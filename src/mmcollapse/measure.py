@@ -310,7 +310,11 @@ def _score_captions(study, tools, weights, real, decoding, measurement, subset, 
         else:
             rows.add("language", {"perplexity": NO_LANGUAGE})
         for name in tools.reading:
-            found = scored("caption features", name, lambda n=name: _caption_features(study, tools, n, scored.captions))
+            found = scored(
+                "caption features",
+                name,
+                lambda n=name: _caption_features(study, tools, n, scored.captions, scored.read(n)),
+            )
             rows.add(name, found)
             rows.add(name, scored("alignment", name, lambda n=name: alignment_scores(scored.seen(n), scored.read(n))))
         scored.samples(np.arange(min(SHOWN, len(real.images))))
@@ -352,10 +356,10 @@ def _perplexity(tools, captions) -> Scores:
     return {"perplexity": (float(np.exp(nats.sum() / tokens.sum())), len(captions))}
 
 
-def _caption_features(study, tools, space, captions) -> Scores:
+def _caption_features(study, tools, space, captions, whole) -> Scores:
     n, words = len(captions), max(1, round(study.world.references_length() / 2))
     cut = text.first_words(captions, words)  # at half the reference length, which nearly every caption has
-    whole, start = (tools.spaces[space].texts(c) for c in (captions, cut))
+    start = tools.spaces[space].texts(cut)
     return {
         "caption_variance": (image.embedding_variance(whole), n),
         "caption_variance_equal_length": (image.embedding_variance(start), n),
@@ -439,9 +443,8 @@ def captions_found(study, tools, seen: dict[str, np.ndarray], captions, referenc
     found["words"] = word_scores(captions, references) if all(references) else dict.fromkeys(WORDS, ONE_REFERENCE)
     found |= {"language": _perplexity(tools, captions)} if tools.language else {}
     for name, space in tools.reading.items():
-        found[name] = _caption_features(study, tools, name, captions) | alignment_scores(
-            seen[name], space.texts(captions)
-        )
+        read = space.texts(captions)
+        found[name] = _caption_features(study, tools, name, captions, read) | alignment_scores(seen[name], read)
     return found
 
 

@@ -30,7 +30,7 @@ class Judge:
         self.std = torch.tensor(vision.image_std, device=device).view(1, 3, 1, 1)
 
     @torch.no_grad()
-    def images(self, images: np.ndarray, batch: int = 256) -> np.ndarray:
+    def images(self, images: np.ndarray, batch: int = 128) -> np.ndarray:
         """Embeddings (n, d) of pictures (n, size, size, 3) uint8; of another size than the model's they are resized and
         cropped by its own processor."""
         check_images(images)
@@ -53,6 +53,8 @@ class Judge:
         if not captions:
             raise MMCollapseError("a set of captions is empty")
         out = []
+        captions, rows = np.unique(captions, return_inverse=True)
+        captions = captions.tolist()
         for start in range(0, len(captions), batch):
             ids = self.tokenizer(
                 captions[start : start + batch],
@@ -63,4 +65,4 @@ class Judge:
             ).input_ids
             pooled = self.model.text_model(input_ids=ids.to(self.device)).pooler_output
             out.append(self.model.text_projection(pooled).cpu().numpy())
-        return np.concatenate(out)
+        return np.concatenate(out)[rows]

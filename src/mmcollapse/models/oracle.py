@@ -114,7 +114,7 @@ class Oracle:
 
 
 @torch.no_grad()
-def read(net: OracleNet, images: np.ndarray, threshold: float, device, batch: int = 512) -> Reading:
+def read(net: OracleNet, images: np.ndarray, threshold: float, device, batch: int = 128) -> Reading:
     """Read pictures with `net`; abstain where the joint probability of the reading is below `threshold`."""
     scenes, confidences, factors = [], [], []
     for start in range(0, len(images), batch):
