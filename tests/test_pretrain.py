@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from mmcollapse.models import load, pretrain
+from mmcollapse.models import load, pretrain, pretrain_captioners, pretrain_generators
 from mmcollapse.models.captioner import CaptionDecoding
 from mmcollapse.models.generator import ImageDecoding
 from mmcollapse.models.score import told_apart, write_cards
 from mmcollapse.worlds.grammar import confusions, parse
 
-STAGES = ("tokenizer", "vae", "oracle", "judge", "judge-2", "language", "generator", "captioner")
+STAGES = (
+    *("tokenizer", "vae", "oracle", "judge", "judge-2", "language"),
+    *("generator", "generator-2", "generator-v", "generator-sdxl", "generator-pixart", "generator-sd3"),
+    *("captioner", "captioner-2", "captioner-blip", "captioner-git", "captioner-vit-gpt2", "captioner-idefics"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,7 @@ def test_components_are_stored_once(made):
     for name in ("captioner", "judge", "judge-2", "language"):
         assert (made / name / "tokenizer.json").is_symlink()
     weights = [p for p in made.rglob("*.safetensors") if not p.is_symlink()]
-    assert len(weights) == 8  # VAE, text encoder, U-Net, captioner, two judges, language model, oracle
+    assert len(weights) == len(STAGES) - 1 + 4  # and text encoders: the shared one, SDXL's, PixArt's, SD3's
 
 
 def test_every_word_of_the_world_is_one_token(made):
@@ -131,10 +135,13 @@ def load_file(folder):
 def test_a_world_without_truth_has_no_oracle(tmp_path, world, monkeypatch):
     monkeypatch.setattr(world, "truth", False)
     called = []
-    for name in ("_tokenizer", "_vae", "_judge", "_language", "_generator", "_captioner", "_oracle"):
+    for name in ("_tokenizer", "_vae", "_judge", "_language", "_oracle"):
         monkeypatch.setattr(pretrain, name, lambda run: called.append(run.name))
+    for stages in (pretrain_generators.GENERATORS, pretrain_captioners.CAPTIONERS):
+        for name in stages:
+            monkeypatch.setitem(stages, name, lambda run: called.append(run.name))
     pretrain.pretrain(world, tmp_path, pretrain.SCALES["photos"], "cpu")
-    assert called == [s for s in STAGES if s != "oracle"]
+    assert called == ["tokenizer", "vae", "judge", "judge-2", "language", "generator", "captioner"]
 
 
 def test_cards_give_the_figures_and_a_snippet(made):

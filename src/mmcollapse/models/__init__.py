@@ -9,12 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+from importlib import import_module
 from pathlib import Path
 
 import torch
 
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.randomness import seed_of
+
+GENERATORS = {  # `_class_name` in model_index.json: module and class of the adapter
+    "StableDiffusionPipeline": "mmcollapse.models.generator:StableDiffusion",
+    "StableDiffusionXLPipeline": "mmcollapse.models.generator:StableDiffusionXL",
+    "PixArtAlphaPipeline": "mmcollapse.models.generator:PixArt",
+    "StableDiffusion3Pipeline": "mmcollapse.models.generator:StableDiffusion3",
+}
+CAPTIONERS = {  # `model_type` in config.json: module and class of the adapter
+    "blip-2": "mmcollapse.models.captioner:Blip2",
+    "blip": "mmcollapse.models.captioner:Blip",
+    "git": "mmcollapse.models.captioner:Git",
+    "vision-encoder-decoder": "mmcollapse.models.captioner:VitGpt2",
+    "idefics": "mmcollapse.models.captioner:Idefics",
+}
 
 
 def load(folder: str | Path, device: str = "cpu", dtype: str = "float32"):
@@ -24,16 +39,19 @@ def load(folder: str | Path, device: str = "cpu", dtype: str = "float32"):
     """
     folder = Path(folder)
     if (folder / "model_index.json").is_file():
-        from mmcollapse.models.generator import StableDiffusion
-
-        return StableDiffusion(folder, device, dtype)
+        kind = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+        if kind not in GENERATORS:
+            known = ", ".join(map(repr, GENERATORS))
+            raise MMCollapseError(f"{folder}: a pipeline of class {kind!r}; generators known are {known}")
+        module, name = GENERATORS[kind].split(":")
+        return getattr(import_module(module), name)(folder, device, dtype)
     if (folder / "config.json").is_file():
         kind = json.loads((folder / "config.json").read_text()).get("model_type")
-        if kind == "blip-2":
-            from mmcollapse.models.captioner import Blip2
-
-            return Blip2(folder, device, dtype)
-        raise MMCollapseError(f"{folder}: a model of type {kind!r}; captioners known are 'blip-2'")
+        if kind not in CAPTIONERS:
+            known = ", ".join(map(repr, CAPTIONERS))
+            raise MMCollapseError(f"{folder}: a model of type {kind!r}; captioners known are {known}")
+        module, name = CAPTIONERS[kind].split(":")
+        return getattr(import_module(module), name)(folder, device, dtype)
     raise MMCollapseError(
         f"no model in {folder}: expected model_index.json (a diffusers pipeline) or config.json (a transformers model)"
     )
@@ -54,9 +72,10 @@ def folder_digest(folder: str | Path) -> str:
     return total.hexdigest()
 
 
-def add_lora(module: torch.nn.Module, targets: list[str], rank: int):
-    """Freeze `module` and inject LoRA layers (peft) of `rank` into its sub-modules named in `targets`. Their first
-    weights are the same in every process, so that a resumed chain starts where it started."""
+def add_lora(module: torch.nn.Module, targets: list[str] | str, rank: int):
+    """Freeze `module` and inject LoRA layers (peft) of `rank` into its sub-modules named in `targets`: ends of names,
+    or one pattern of whole names. Their first weights are the same in every process, so that a resumed chain starts
+    where it started."""
     from peft import LoraConfig, inject_adapter_in_model
 
     module.requires_grad_(False)

@@ -1,7 +1,13 @@
-"""Captioners: image to text with a transformers model."""
+"""Captioners: image to text with a transformers model.
+
+`Captioner` is what they share. A model of its own is a subclass that says which library class it is, where its vision
+tower lies, what its decoder sees of a picture (`features`) and what it then expects of the next token (`logits`), and
+what its `generate` wants to be given (`prompt`).
+"""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,31 +63,71 @@ class _GumbelMax:
         return scores.float() + noise.repeat_interleave(scores.shape[0] // noise.shape[0], 0)
 
 
-class Blip2:
-    """`transformers.Blip2ForConditionalGeneration` with an OPT decoder. Q-Former, projection and decoder are trained;
-    the vision tower is frozen, as in BLIP-2's own recipe (Li et al. 2023)."""
+def _causal(tokens: int, device: torch.device, free: int = 0) -> torch.Tensor:
+    """What attention adds, (1, 1, tokens, tokens), so that each token sees those before it; the first `free` see each
+    other. Given whole, it spares the library from making its own, which copies from the host or looks at values: a CUDA
+    graph can do neither."""
+    place = torch.arange(tokens, device=device)
+    return torch.where((place > place[:, None]) & (place >= free), torch.finfo(torch.float32).min, 0.0)[None, None]
+
+
+class Captioner:
+    """A captioning model of transformers. The vision tower is frozen and everything else is trained, as in BLIP-2's own
+    recipe (Li et al. 2023).
+
+    image_size: pixels a side; max_tokens: the longest caption, begin and end not counted."""
 
     kind = "captioner"
-    lora_targets = ["q_proj", "k_proj", "v_proj", "out_proj", "query", "key", "value"]
+    architecture: str  # the model's class in transformers
+    opens: str  # the class in transformers of its processor, or of its image processor alone
+    tower: str  # the vision tower, a sub-module
+    lora_targets: list[str] | str  # sub-modules, by the end of their names, or a pattern of whole names
 
     def __init__(self, folder: str | Path, device: str = "cpu", dtype: str = "float32"):
-        from transformers import Blip2ForConditionalGeneration, Blip2Processor
+        import transformers
 
         self.digest = folder_digest(folder)
-        self.model = Blip2ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        architecture, opens = getattr(transformers, self.architecture), getattr(transformers, self.opens)
+        self.model = architecture.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
         self.model.to(device).eval()
-        self.model.vision_model.requires_grad_(False)
-        self.processor = Blip2Processor.from_pretrained(folder, local_files_only=True)
-        self.tokenizer = self.processor.tokenizer
+        self.model.get_submodule(self.tower).requires_grad_(False)
+        self.processor = opens.from_pretrained(folder, local_files_only=True)
+        if hasattr(self.processor, "tokenizer"):
+            self.tokenizer = self.processor.tokenizer
+        else:
+            # AutoTokenizer would in some versions (5.17) take the one that goes with the decoder
+            name = json.loads((Path(folder) / "tokenizer_config.json").read_text())["tokenizer_class"]
+            self.tokenizer = getattr(transformers, name).from_pretrained(folder, local_files_only=True)
         self.device, self.dtype = torch.device(device), dtype
-        positions = self.model.config.text_config.max_position_embeddings
-        self.max_tokens = positions - self.model.config.num_query_tokens - 2  # a begin and an end token stand beside
-        vision = self.processor.image_processor
+        self.image_size = self.model.get_submodule(self.tower).config.image_size
+        self.max_tokens = self.positions() - 2  # a begin and an end token stand beside
+        vision = getattr(self.processor, "image_processor", self.processor)
         self.mean = torch.tensor(vision.image_mean, device=device).view(1, 3, 1, 1)
         self.std = torch.tensor(vision.image_std, device=device).view(1, 3, 1, 1)
 
+    def positions(self) -> int:
+        """How many tokens the decoder can tell apart by their places."""
+        raise NotImplementedError
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """The pictures as the decoder sees them: (n, places, d) from uint8 (n, size, size, 3)."""
+        raise NotImplementedError
+
+    def logits(self, seen: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """What is expected after each token, (n, tokens, vocabulary), of `features` and ids (n, tokens). Padding stands
+        on the right, where causal attention never looks, so no mask is needed."""
+        raise NotImplementedError
+
+    def prompt(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What `generate` is given to write about `pixels` (n, 3, size, size)."""
+        return {"pixel_values": pixels}
+
+    def prompt_length(self) -> int:
+        """Tokens that stand before the caption in what `generate` gives back: the begin token."""
+        return 1
+
     def prepare(self, method: str, rank: int):
-        """Choose what is trained: Q-Former, projection and decoder ("full") or LoRA layers in their attentions."""
+        """Choose what is trained: all but the vision tower ("full") or LoRA layers in its attentions ("lora")."""
         if method == "lora":
             add_lora(self.model, self.lora_targets, rank)
 
@@ -109,23 +155,13 @@ class Blip2:
     def draw(self, n: int, g: torch.Generator) -> dict[str, torch.Tensor]:
         return {}  # teacher forcing needs no random input
 
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        """The pictures as the decoder sees them: (n, queries, d) from uint8 (n, size, size, 3)."""
-        seen = self.model.vision_model(self.pixels(images)).last_hidden_state
-        queries = self.model.query_tokens.expand(len(images), -1, -1)
-        asked = self.model.qformer(query_embeds=queries, encoder_hidden_states=seen).last_hidden_state
-        return self.model.language_projection(asked)
-
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Mean cross-entropy of the next token. Padding stands on the right, where causal attention never looks, so no
-        mask is needed."""
+        """Mean cross-entropy of the next token."""
         return self.words_loss(self.features(batch["images"]), batch)
 
-    def words_loss(self, prefix: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def words_loss(self, seen: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The loss, given the pictures as the decoder sees them (`features`)."""
-        words = self.model.get_input_embeddings()(batch["ids"])
-        logits = self.model.language_model(inputs_embeds=torch.cat([prefix, words], 1)).logits
-        logits = logits[:, prefix.shape[1] : -1].flatten(0, 1).float()
+        logits = self.logits(seen, batch["ids"])[:, :-1].flatten(0, 1).float()
         return torch.nn.functional.cross_entropy(logits, batch["labels"][:, 1:].flatten(), ignore_index=-100)
 
     @torch.no_grad()
@@ -136,7 +172,7 @@ class Blip2:
 
         if decoding.max_tokens > self.max_tokens:
             raise MMCollapseError(f"max_tokens={decoding.max_tokens}: this captioner writes at most {self.max_tokens}")
-        prefix_length = self.model.config.num_query_tokens + 1
+        length, words = self.prompt_length(), self.model.get_input_embeddings().num_embeddings
         out: list[str] = []
         for start in range(0, len(images), batch):
             part = torch.from_numpy(np.ascontiguousarray(images[start : start + batch])).to(self.device)
@@ -148,12 +184,11 @@ class Blip2:
                     processors.append(TopKLogitsWarper(decoding.top_k, min_tokens_to_keep=keep))
                 if decoding.top_p < 1:
                     processors.append(TopPLogitsWarper(decoding.top_p, min_tokens_to_keep=keep))
-                shape = (decoding.max_tokens + 1, self.model.config.text_config.vocab_size)
-                noise = gumbel(keys[start : start + batch], shape).to(self.device)
-                processors.append(_GumbelMax(noise, prefix_length))
+                noise = gumbel(keys[start : start + batch], (decoding.max_tokens + 1, words)).to(self.device)
+                processors.append(_GumbelMax(noise, length))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
                 ids = self.model.generate(
-                    pixel_values=self.pixels(part),
+                    **self.prompt(self.pixels(part)),
                     do_sample=False,
                     num_beams=decoding.beams,
                     max_new_tokens=decoding.max_tokens + 1,
@@ -162,7 +197,144 @@ class Blip2:
                     no_repeat_ngram_size=decoding.no_repeat,
                     logits_processor=processors,
                 )
-            ids = ids[:, prefix_length : prefix_length + decoding.max_tokens]
+            ids = ids[:, length : length + decoding.max_tokens]
             texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
             out += [" ".join(t.split()) for t in texts]
         return out
+
+
+class Blip2(Captioner):
+    """`Blip2ForConditionalGeneration` with an OPT decoder, which reads what the Q-Former's queries found (Li et al.
+    2023) before the words."""
+
+    architecture, opens, tower = "Blip2ForConditionalGeneration", "Blip2Processor", "vision_model"
+    lora_targets = ["q_proj", "k_proj", "v_proj", "out_proj", "query", "key", "value"]
+
+    def positions(self) -> int:
+        return self.model.config.text_config.max_position_embeddings - self.model.config.num_query_tokens
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        seen = self.model.vision_model(self.pixels(images)).last_hidden_state
+        queries = self.model.query_tokens.expand(len(images), -1, -1)
+        asked = self.model.qformer(query_embeds=queries, encoder_hidden_states=seen).last_hidden_state
+        return self.model.language_projection(asked)
+
+    def logits(self, seen: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        words = self.model.get_input_embeddings()(ids)
+        return self.model.language_model(inputs_embeds=torch.cat([seen, words], 1)).logits[:, seen.shape[1] :]
+
+    def prompt_length(self) -> int:
+        return self.model.config.num_query_tokens + 1
+
+
+class Blip(Captioner):
+    """`BlipForConditionalGeneration`: a BERT-like decoder, causal, with cross attention to the patches (Li et al.
+    2022). The label smoothing of the library's own loss has no part in ours."""
+
+    architecture, opens, tower = "BlipForConditionalGeneration", "BlipProcessor", "vision_model"
+    lora_targets = ["query", "key", "value", "attention.output.dense", "crossattention.output.dense"]
+
+    def positions(self) -> int:
+        return self.model.config.text_config.max_position_embeddings
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model.vision_model(self.pixels(images)).last_hidden_state
+
+    def logits(self, seen: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        mask = _causal(ids.shape[1], ids.device)
+        out = self.model.text_decoder(ids, attention_mask=mask, encoder_hidden_states=seen, use_cache=False)
+        return out.logits
+
+    def prompt(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        # of the begin token and one more, which its `generate` drops; without it, it warns
+        return {"pixel_values": pixels, "attention_mask": torch.ones((len(pixels), 2), device=pixels.device).long()}
+
+
+class Git(Captioner):
+    """`GitForCausalLM`: one transformer reads the projected patches, which all see each other, and then the words
+    (Wang et al. 2022)."""
+
+    architecture, opens, tower = "GitForCausalLM", "GitProcessor", "git.image_encoder"
+    lora_targets = ["query", "key", "value", "attention.output.dense"]
+
+    def __init__(self, folder: str | Path, device: str = "cpu", dtype: str = "float32"):
+        super().__init__(folder, device, dtype)
+        self.model.git.embeddings.register_forward_pre_hook(self._count_words, with_kwargs=True)
+
+    def _count_words(self, embeddings, args: tuple, given: dict):
+        # Some versions of transformers (5.17) count the cached patches as words when they generate.
+        past = given.get("past_key_values_length", 0)
+        if past:
+            first = past - self.model.git.encoder.layer[0].attention.self.image_patch_tokens
+            place = torch.arange(given["input_ids"].shape[1], device=self.device) + first
+            given = given | {"position_ids": place[None]}
+        return args, given
+
+    def positions(self) -> int:
+        return self.model.config.max_position_embeddings
+
+    def prompt(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"pixel_values": pixels, "attention_mask": torch.ones((len(pixels), 1), device=pixels.device).long()}
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        git = self.model.git
+        return git.visual_projection(git.image_encoder(self.pixels(images)).last_hidden_state)
+
+    def logits(self, seen: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        # GitModel's forward takes pictures only as pixels; this is what it does with them next.
+        patches, hidden = seen.shape[1], torch.cat([seen, self.model.git.embeddings(ids)], 1)
+        mask = _causal(hidden.shape[1], ids.device, patches)
+        return self.model.output(self.model.git.encoder(hidden, mask).last_hidden_state[:, patches:])
+
+
+class VitGpt2(Captioner):
+    """`VisionEncoderDecoderModel` of a ViT and a GPT-2 with cross attention to the patches (as in Rothe et al. 2020, of
+    text)."""
+
+    architecture, opens, tower = "VisionEncoderDecoderModel", "ViTImageProcessor", "encoder"
+    lora_targets = ["c_attn", "q_attn", "attn.c_proj", "crossattention.c_proj"]
+
+    def positions(self) -> int:
+        return self.model.config.decoder.max_position_embeddings
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        seen = self.model.encoder(self.pixels(images)).last_hidden_state
+        return self.model.enc_to_dec_proj(seen) if hasattr(self.model, "enc_to_dec_proj") else seen
+
+    def logits(self, seen: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        words = self.model.get_input_embeddings()(ids)  # of ids GPT-2 would look whether they are padded, and wait
+        return self.model.decoder(inputs_embeds=words, encoder_hidden_states=seen, use_cache=False).logits
+
+    def prompt(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        begun = torch.ones((len(pixels), 1), device=pixels.device).long()  # without it GPT-2 warns
+        return {"pixel_values": pixels, "decoder_attention_mask": begun}
+
+
+class Idefics(Captioner):
+    """`IdeficsForVisionText2Text`: a LLaMA-like decoder with gated cross attention to the patches between its layers
+    (Flamingo, Alayrac et al. 2022). Its `generate` also wants `image_attention_mask` (n, 1, 1), ones: the one picture
+    is seen by all words."""
+
+    architecture, opens, tower = "IdeficsForVisionText2Text", "IdeficsImageProcessor", "model.vision_model"
+    lora_targets = r"model\.(layers|gated_cross_attn_layers)\..*\.[qkvo]_proj"  # the vision tower has some, too
+
+    def positions(self) -> int:
+        return self.model.config.max_position_embeddings
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model.model.vision_model(self.pixels(images)).last_hidden_state
+
+    def logits(self, seen: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        n, tokens = ids.shape
+        return self.model(
+            input_ids=ids,
+            attention_mask=_causal(tokens, ids.device),
+            position_ids=torch.arange(tokens, device=ids.device).expand(n, -1),
+            image_encoder_embeddings=seen[:, None],
+            image_attention_mask=torch.ones((n, tokens, 1), dtype=torch.long, device=ids.device),
+            use_cache=False,
+        ).logits
+
+    def prompt(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        seen = torch.ones((len(pixels), 1, 1), dtype=torch.long, device=pixels.device)
+        return {"pixel_values": pixels[:, None], "image_attention_mask": seen}

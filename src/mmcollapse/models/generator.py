@@ -1,8 +1,13 @@
-"""Generators: text to image with a diffusers pipeline."""
+"""Generators: text to image with a diffusers pipeline.
+
+What all pipelines share is in `DiffusersGenerator`; a subclass says what its denoiser is told and how it is called. A
+new one is such a subclass and a line in `mmcollapse.models.GENERATORS`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +25,7 @@ P_DROP = 0.1
 @dataclass(frozen=True)
 class ImageDecoding:
     """What is spent on making a picture. steps: denoising steps (1-1000); guidance: classifier-free guidance scale,
-    1 is the conditional model alone and costs one U-Net pass a step, anything above costs two."""
+    1 is the conditional model alone and costs one pass of the denoiser a step, anything above costs two."""
 
     steps: int
     guidance: float
@@ -32,19 +37,39 @@ class ImageDecoding:
             raise MMCollapseError(f"guidance={self.guidance} of an image decoding: allowed are 1 to 50")
 
     def passes(self) -> int:
-        """U-Net passes a picture."""
+        """Passes of the denoiser a picture."""
         return self.steps * (2 if self.guidance > 1 else 1)
 
 
-def denoising_loss(unet, scheduler, latents, text, draws, weights=None) -> torch.Tensor:
-    """Mean squared error of the predicted noise (Ho et al. 2020, eq. 14).
+def objective(scheduler) -> str:
+    """What the denoiser of a scheduler predicts: "epsilon" (the noise), "v_prediction" (velocity; Salimans and Ho
+    2022) or "flow" (noise minus picture, on straight paths; Liu et al. 2023)."""
+    if "FlowMatch" in type(scheduler).__name__:
+        return "flow"
+    return scheduler.config.prediction_type
 
-    latents (n, c, h, w); text (n, tokens, d): prompt embeddings; draws: from `noise_draws`; weights (n,) of the
-    samples, 1 if not given.
+
+def noised(scheduler, latents, draws) -> tuple[torch.Tensor, torch.Tensor]:
+    """(noisy latents, what is to be predicted from them), both (n, c, h, w). draws: from `noise_draws` or
+    `flow_draws`."""
+    noise, timesteps = draws["noise"], draws["timesteps"]
+    kind = objective(scheduler)
+    if kind == "flow":
+        sigmas = (timesteps / scheduler.config.num_train_timesteps)[:, None, None, None]
+        return torch.lerp(latents, noise, sigmas), noise - latents
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    return noisy, noise if kind == "epsilon" else scheduler.get_velocity(latents, noise, timesteps)
+
+
+def denoising_loss(denoiser, scheduler, latents, told, draws, weights=None) -> torch.Tensor:
+    """Mean squared error of what the denoiser predicts: of the noise, Ho et al. 2020, eq. 14.
+
+    denoiser: called with (noisy, timesteps, told, return_dict=False); latents (n, c, h, w); told: its conditions;
+    draws: from `noise_draws` or `flow_draws`; weights (n,) of the samples, 1 if not given.
     """
-    noisy = scheduler.add_noise(latents, draws["noise"], draws["timesteps"])
-    predicted = unet(noisy, draws["timesteps"], text, return_dict=False)[0]
-    error = (predicted.float() - draws["noise"]) ** 2
+    noisy, target = noised(scheduler, latents, draws)
+    predicted = denoiser(noisy, draws["timesteps"], told, return_dict=False)[0]
+    error = (predicted.float() - target) ** 2
     return error.mean() if weights is None else (error.flatten(1).mean(1) * weights).mean()
 
 
@@ -58,95 +83,140 @@ def noise_draws(n: int, g: torch.Generator, shape: tuple[int, ...], timesteps: i
     }
 
 
-class StableDiffusion:
-    """`diffusers.StableDiffusionPipeline`: VAE, CLIP text encoder, U-Net with noise prediction. The U-Net is trained;
-    VAE and text encoder are frozen."""
+def flow_draws(n: int, g: torch.Generator, shape: tuple[int, ...], timesteps: int) -> dict[str, torch.Tensor]:
+    """As `noise_draws`, for flow matching: the shares of noise are logit-normal, so that the middle of the paths, where
+    prediction is hardest, is trained most (Esser et al. 2024, section 3.1); timesteps are `timesteps` times them."""
+    draws = noise_draws(n, g, shape, timesteps)
+    middle = torch.randn(n, generator=g, device=g.device)
+    return draws | {"timesteps": timesteps * middle.sigmoid()}
+
+
+class DiffusersGenerator:
+    """A diffusers pipeline with a VAE, text encoders and a denoiser. The denoiser is trained; all else is frozen."""
 
     kind = "generator"
+    pipeline: str  # its class in diffusers
+    part = "unet"  # the denoiser's name in it
     lora_targets = ["to_q", "to_k", "to_v", "to_out.0"]  # attention projections, as in diffusers' LoRA example
+    named = {
+        "text": "prompt_embeds"
+    }  # conditions of the denoiser that the pipeline's call takes, and their names there
+    opening: dict = {}  # settings of from_pretrained
+    calling: dict = {}  # settings of the call
+    draws = staticmethod(noise_draws)
 
     def __init__(self, folder: str | Path, device: str = "cpu", dtype: str = "float32"):
-        from diffusers import DDPMScheduler, StableDiffusionPipeline
+        import diffusers
 
         self.digest = folder_digest(folder)
-        self.pipe = StableDiffusionPipeline.from_pretrained(
-            folder, dtype=torch.float32, safety_checker=None, local_files_only=True
-        ).to(device)
+        self.pipe = (
+            getattr(diffusers, self.pipeline)
+            .from_pretrained(folder, dtype=torch.float32, local_files_only=True, **self.opening)
+            .to(device)
+        )
         self.pipe.set_progress_bar_config(disable=True)
         self.device, self.dtype = torch.device(device), dtype
-        self.noising = DDPMScheduler.from_config(self.pipe.scheduler.config)
-        self.noising.alphas_cumprod = self.noising.alphas_cumprod.to(device)
-        self.pipe.vae.requires_grad_(False)
-        self.pipe.text_encoder.requires_grad_(False)
-        self.unet = self.pipe.unet
+        self.noising = noising(self.pipe.scheduler, device)
+        for part in self.pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.requires_grad_(False)
+        self.denoiser = getattr(self.pipe, self.part).requires_grad_(True)
         if device != "cpu":
-            self.unet.to(memory_format=torch.channels_last)
-        self.null = self.embed([""])
+            self.denoiser.to(memory_format=torch.channels_last)
+        config = self.denoiser.config
+        self.shape = (config.in_channels, config.sample_size, config.sample_size)  # of the latents of a picture
+        self.image_size = config.sample_size * self.pipe.vae_scale_factor  # pixels
+        self.nothing = self.no_caption()
+
+    @staticmethod
+    def predict(denoiser, noisy, timesteps, told: dict[str, torch.Tensor], return_dict: bool = True):
+        """The denoiser's output for noisy latents (n, c, h, w) at timesteps (n,), told the conditions."""
+        raise NotImplementedError
+
+    def read(self, captions: list[str]) -> dict[str, torch.Tensor]:
+        """The conditions of the denoiser, rows of one caption each, as the pipeline's call would make them."""
+        raise NotImplementedError
+
+    def no_caption(self) -> dict[str, torch.Tensor]:
+        """The null condition, one row each: what the denoiser is told where a caption was dropped in training, and
+        what guidance moves away from in sampling."""
+        return self.conditions([""])
 
     def prepare(self, method: str, rank: int):
-        """Choose what is trained: all of the U-Net ("full") or LoRA layers in its attentions ("lora")."""
+        """Choose what is trained: all of the denoiser ("full") or LoRA layers in its attentions ("lora")."""
         if method == "lora":
-            add_lora(self.unet, self.lora_targets, rank)
+            add_lora(self.denoiser, self.lora_targets, rank)
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
-        return trainable(self.unet)
+        return trainable(self.denoiser)
 
     def _autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
     @torch.no_grad()
-    def embed(self, captions: list[str]) -> torch.Tensor:
-        """Prompt embeddings (n, tokens, d) float32. "" is the null condition, in training and in sampling."""
+    def conditions(self, captions: list[str]) -> dict[str, torch.Tensor]:
+        """What the denoiser is told, float32, one row a caption: text (n, tokens, d) and what else the pipeline has."""
         unique = sorted(set(captions))
-        out = []
-        for start in range(0, len(unique), 256):
-            ids = self.pipe.tokenizer(
-                unique[start : start + 256],
-                padding="max_length",
-                truncation=True,
-                max_length=self.pipe.tokenizer.model_max_length,
-                return_tensors="pt",
-            ).input_ids
-            out.append(self.pipe.text_encoder(ids.to(self.device))[0].float())
+        parts = [self.read(unique[start : start + 256]) for start in range(0, len(unique), 256)]
         where = {caption: i for i, caption in enumerate(unique)}
-        return torch.cat(out)[[where[c] for c in captions]]
+        rows = [where[c] for c in captions]
+        return {name: torch.cat([part[name] for part in parts])[rows] for name in parts[0]}
+
+    def embed(self, captions: list[str]) -> torch.Tensor:
+        """Prompt embeddings (n, tokens, d) float32."""
+        return self.conditions(captions)["text"]
+
+    @property
+    def null(self) -> torch.Tensor:
+        """Prompt embeddings (1, tokens, d) of the null condition."""
+        return self.nothing["text"]
+
+    @property
+    def _shift(self) -> float:
+        return self.pipe.vae.config.shift_factor or 0.0
 
     @torch.no_grad()
     def encode(self, images: np.ndarray, captions: list[str]) -> dict[str, torch.Tensor]:
-        """Training tensors of pairs: latents (n, c, h, w), the VAE's posterior means, scaled; text (n, tokens, d).
+        """Training tensors of pairs: latents (n, c, h, w), the VAE's posterior means, scaled; and `conditions`.
         images: (n, size, size, 3) uint8."""
         latents = []
         for start in range(0, len(images), 256):
             pixels = torch.from_numpy(images[start : start + 256]).to(self.device)
             pixels = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
-            latents.append(self.pipe.vae.encode(pixels).latent_dist.mean * self.pipe.vae.config.scaling_factor)
-        return {"latents": torch.cat(latents), "text": self.embed(captions)}
+            means = self.pipe.vae.encode(pixels).latent_dist.mean
+            latents.append((means - self._shift) * self.pipe.vae.config.scaling_factor)
+        return {"latents": torch.cat(latents)} | self.conditions(captions)
 
     def draw(self, n: int, g: torch.Generator) -> dict[str, torch.Tensor]:
-        size, config = self.unet.config.sample_size, self.noising.config
-        return noise_draws(n, g, (self.unet.config.in_channels, size, size), config.num_train_timesteps)
+        return self.draws(n, g, self.shape, self.noising.config.num_train_timesteps)
 
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        text = torch.where((batch["drop"] < P_DROP)[:, None, None], self.null, batch["text"])
-        return denoising_loss(self.unet, self.noising, batch["latents"], text, batch)
+        dropped = batch["drop"] < P_DROP
+        told = {
+            name: torch.where(dropped.view(-1, *[1] * (null.ndim - 1)), null, batch[name])
+            for name, null in self.nothing.items()
+        }
+        return denoising_loss(partial(self.predict, self.denoiser), self.noising, batch["latents"], told, batch)
 
     @torch.no_grad()
     def make(self, captions: list[str], decoding: ImageDecoding, keys: list[tuple], batch: int = 64) -> np.ndarray:
         """Pictures (n, size, size, 3) uint8, one a caption. keys: names of the samples' noise (see randomness);
         `batch` changes speed and memory, never a picture (to within 1e-4 before rounding)."""
-        size = self.unet.config.sample_size
         out = []
         for start in range(0, len(captions), batch):
-            text = self.embed(captions[start : start + batch])
-            noise = normal(keys[start : start + batch], (self.unet.config.in_channels, size, size)).to(self.device)
+            told, given = self.conditions(captions[start : start + batch]), {}
+            for name, theirs in self.named.items():
+                given[theirs] = told[name]
+                given[f"negative_{theirs}"] = self.nothing[name].expand_as(told[name])
+            noise = normal(keys[start : start + batch], self.shape).to(self.device)
             with self._autocast():
                 latents = self.pipe(
-                    prompt_embeds=text,
-                    negative_prompt_embeds=self.null.expand_as(text),
+                    **given,
                     latents=noise,
                     num_inference_steps=decoding.steps,
                     guidance_scale=decoding.guidance,
                     output_type="latent",
+                    **self.calling,
                 ).images
             out.append(self.decode(latents.float()))
         return np.concatenate(out)
@@ -154,6 +224,115 @@ class StableDiffusion:
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """Pictures (n, size, size, 3) uint8 of scaled latents (n, c, h, w)."""
-        pixels = self.pipe.vae.decode(latents / self.pipe.vae.config.scaling_factor).sample
+        pixels = self.pipe.vae.decode(latents / self.pipe.vae.config.scaling_factor + self._shift).sample
         pixels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def noising(scheduler, device: str):
+    """The scheduler that noises in training, with its tables on the device: the forward process of the pipeline's."""
+    from diffusers import DDPMScheduler
+
+    kind = objective(scheduler)
+    if kind == "flow":
+        return scheduler  # of which only the number of timesteps is used
+    if kind not in ("epsilon", "v_prediction"):
+        raise MMCollapseError(f"a scheduler with prediction_type {kind!r}: known are 'epsilon' and 'v_prediction'")
+    forward = DDPMScheduler.from_config(scheduler.config)
+    forward.alphas_cumprod = forward.alphas_cumprod.to(device)
+    return forward
+
+
+class StableDiffusion(DiffusersGenerator):
+    """`diffusers.StableDiffusionPipeline`: CLIP text encoder, U-Net with prediction of noise or velocity."""
+
+    pipeline = "StableDiffusionPipeline"
+    opening = {"safety_checker": None}
+
+    @property
+    def unet(self):
+        return self.denoiser
+
+    @staticmethod
+    def predict(denoiser, noisy, timesteps, told, return_dict=True):
+        return denoiser(noisy, timesteps, told["text"], return_dict=return_dict)
+
+    def read(self, captions):
+        ids = self.pipe.tokenizer(
+            captions,
+            padding="max_length",
+            truncation=True,
+            max_length=self.pipe.tokenizer.model_max_length,
+            return_tensors="pt",
+        ).input_ids
+        return {"text": self.pipe.text_encoder(ids.to(self.device))[0].float()}
+
+
+class StableDiffusionXL(DiffusersGenerator):
+    """`diffusers.StableDiffusionXLPipeline`: two CLIP text encoders, side by side, and a U-Net that is also told the
+    pooled output of the second and the sizes of the picture (Podell et al. 2023)."""
+
+    pipeline = "StableDiffusionXLPipeline"
+    named = {"text": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
+
+    @staticmethod
+    def predict(denoiser, noisy, timesteps, told, return_dict=True):
+        added = {"text_embeds": told["pooled"], "time_ids": told["sizes"]}
+        return denoiser(noisy, timesteps, told["text"], added_cond_kwargs=added, return_dict=return_dict)
+
+    def read(self, captions):
+        text, _, pooled, _ = self.pipe.encode_prompt(captions, do_classifier_free_guidance=False)
+        return {"text": text, "pooled": pooled, "sizes": sizes(self.image_size, len(captions), self.device)}
+
+    def no_caption(self):
+        null = self.conditions([""])
+        if self.pipe.config.force_zeros_for_empty_prompt:  # as the call does with a negative prompt that is not given
+            null |= {name: torch.zeros_like(null[name]) for name in ("text", "pooled")}
+        return null
+
+
+def sizes(pixels: int, n: int, device) -> torch.Tensor:
+    """(n, 6) of SDXL's conditions on size: height and width of the original, the place where it was cropped, height and
+    width that are meant. All of our pictures are whole and of one size."""
+    return torch.tensor([pixels, pixels, 0, 0, pixels, pixels], dtype=torch.float32, device=device).repeat(n, 1)
+
+
+class PixArt(DiffusersGenerator):
+    """`diffusers.PixArtAlphaPipeline`: T5 text encoder, a transformer with cross-attention (Chen et al. 2023)."""
+
+    pipeline, part = "PixArtAlphaPipeline", "transformer"
+    named = {"text": "prompt_embeds", "mask": "prompt_attention_mask"}
+    # the bins are those of 256 pixels and more; the default of the other is "" even where its embeddings are given
+    calling = {"use_resolution_binning": False, "negative_prompt": None}
+
+    @staticmethod
+    def predict(denoiser, noisy, timesteps, told, return_dict=True):
+        return denoiser(noisy, told["text"], timesteps, encoder_attention_mask=told["mask"], return_dict=return_dict)
+
+    def read(self, captions):
+        text, mask, _, _ = self.pipe.encode_prompt(
+            captions, do_classifier_free_guidance=False, max_sequence_length=self.pipe.tokenizer.model_max_length
+        )
+        return {"text": text, "mask": mask}
+
+
+class StableDiffusion3(DiffusersGenerator):
+    """`diffusers.StableDiffusion3Pipeline`: two CLIP text encoders and no T5, a transformer in which pictures and words
+    attend to each other, flow matching (Esser et al. 2024). Of the 256 zero tokens that the call puts in the place of a
+    T5's there are none here: in a call of your own say max_sequence_length=0."""
+
+    pipeline, part = "StableDiffusion3Pipeline", "transformer"
+    opening = {"text_encoder_3": None, "tokenizer_3": None}  # the pipeline opens without them only if told so
+    lora_targets = [*DiffusersGenerator.lora_targets, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
+    named = {"text": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
+    draws = staticmethod(flow_draws)
+
+    @staticmethod
+    def predict(denoiser, noisy, timesteps, told, return_dict=True):
+        return denoiser(noisy, told["text"], told["pooled"], timesteps, return_dict=return_dict)
+
+    def read(self, captions):
+        text, _, pooled, _ = self.pipe.encode_prompt(
+            *(captions, None, None), do_classifier_free_guidance=False, max_sequence_length=0
+        )
+        return {"text": text, "pooled": pooled}

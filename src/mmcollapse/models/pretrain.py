@@ -1,6 +1,8 @@
 """Builds the base models, the judges and the oracle from a world: `make pretrain`.
 
-Stages, in order: tokenizer, vae, oracle, judge, judge-2, language, generator, captioner. Each writes a folder in the
+Stages, in order: tokenizer, vae, oracle, judge, judge-2, language, the generators (see pretrain_generators) and the
+captioners (see pretrain_captioners), of which generator-3, captioner-3 and so on are made only when asked for by name;
+several stages may run at once, as processes of their own. Each writes a folder in the
 `save_pretrained` layout of its library (half precision, safetensors) and a line to log.jsonl every 100 steps; a stage
 whose folder exists is skipped, one that was cut off continues from its checkpoint. Components are stored once: the
 pipeline folders point to them by relative symbolic links.
@@ -11,31 +13,31 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import permutations
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from mmcollapse.errors import MMCollapseError
-from mmcollapse.models.generator import P_DROP, denoising_loss, noise_draws
+from mmcollapse.locks import working_on
 from mmcollapse.train import Recipe, train
-from mmcollapse.worlds.grammar import BACKGROUNDS, CAPTION_UNIFORMS, COLOURS, confusions, write
+from mmcollapse.worlds.grammar import CAPTION_UNIFORMS, confusions, write
 
 LATENTS, FACTOR = 16, 8  # latent channels; 64 pixels become 8x8
 NEGATIVES = 2  # wrong captions kept ready for a picture
-P_RECOLOUR = 0.3  # share of a captioner's training pictures whose colours are changed and not to be named
-WIDTH = 128  # of text encoder, captioner and judge
+WIDTH = 128  # of text encoder and judge
 
 
 @dataclass(frozen=True)
 class Scale:
     """pictures: how many of a split are used at most (all of them in a finite world); tokens: longest caption;
     vocabulary: tokens of the BPE at most; the recipes of the stages; mirror: also train on mirrored pictures, where
-    the world is small and its captions do not say left and right."""
+    the world is small and its captions do not say left and right; zoo_generators: the stages of generators beside the
+    first that are made without being asked for, and their recipes."""
 
     pictures: int
     tokens: int
@@ -47,6 +49,7 @@ class Scale:
     generator: Recipe
     captioner: Recipe
     mirror: bool = False
+    zoo_generators: dict[str, Recipe] = field(default_factory=dict)
 
 
 def _recipe(steps: int, batch: int, lr: float, warmup: int = 500) -> Recipe:
@@ -64,6 +67,13 @@ SCALES = {
         language=_recipe(2_500, 128, 2e-3),
         generator=_recipe(16_000, 256, 1e-3),
         captioner=_recipe(15_000, 512, 1e-3),
+        zoo_generators={
+            "generator-2": _recipe(16_000, 256, 1e-3),
+            "generator-v": _recipe(16_000, 256, 1e-3),
+            "generator-sdxl": _recipe(16_000, 256, 1e-3),
+            "generator-pixart": _recipe(24_000, 256, 1e-3),
+            "generator-sd3": _recipe(24_000, 256, 1e-3),
+        },
     ),
     # 1,000 photos cannot make a good model; they prove the path.
     "photos": Scale(
@@ -87,12 +97,22 @@ def tiny(scale: Scale) -> Scale:
     def short(recipe: Recipe) -> Recipe:
         return replace(recipe, steps=min(recipe.steps, 6), batch=8, warmup=2, dtype="float32")
 
-    names = ("vae", "oracle", "judge", "language", "generator", "captioner")
-    return replace(scale, pictures=64, **{name: short(getattr(scale, name)) for name in names})
+    return replace(each_recipe(scale, short), pictures=64)
+
+
+def each_recipe(scale: Scale, change) -> Scale:
+    """`scale` with all its recipes as `change`, a function of one, makes them."""
+    recipes = {name: change(value) for name, value in vars(scale).items() if isinstance(value, Recipe)}
+    zoo = {name: change(value) for name, value in scale.zoo_generators.items()}
+    return replace(scale, **recipes, zoo_generators=zoo)
 
 
 def pretrain(world, out: Path, scale: Scale, device: str, stages: list[str] | None = None, seed: int = 0):
-    """Run the stages that are missing under `out`. seed: of initialisation, data order and noise."""
+    """Run the stages that are missing under `out`. seed: of initialisation, data order and noise; a stage whose name
+    ends in -2, -3, ... is the same architecture from another initialisation and in another order."""
+    from mmcollapse.models.pretrain_captioners import CAPTIONERS, ZOO
+    from mmcollapse.models.pretrain_generators import GENERATORS
+
     done = {
         "tokenizer": _tokenizer,
         "vae": _vae,
@@ -100,17 +120,24 @@ def pretrain(world, out: Path, scale: Scale, device: str, stages: list[str] | No
         "judge": _judge,
         "judge-2": _judge,
         "language": _language,
-        "generator": _generator,
-        "captioner": _captioner,
+        **GENERATORS,
+        **CAPTIONERS,
     }
-    if not getattr(world, "truth", False):
+    usual = {"generator", *scale.zoo_generators, "captioner"}
+    if getattr(world, "truth", False):
+        usual |= {*ZOO}
+    else:
         del done["oracle"]  # nothing is known that it could read
-    for name in stages or done:
+    usual = [name for name in done if name in usual or name not in GENERATORS | CAPTIONERS]
+    for name in stages or usual:
+        if name not in done:
+            raise MMCollapseError(f"no stage {name!r} in this world; stages are {', '.join(done)}")
         if (out / name).is_dir():
             print(f"{name}: there already, {out / name}", flush=True)
             continue
         start = time.monotonic()
-        torch.manual_seed(seed + (1 if name == "judge-2" else 0))
+        number = re.search(r"-(\d+)$", name)
+        torch.manual_seed(seed + (int(number[1]) - 1 if number else 0))
         folder = out / f".{name}.part"
         folder.mkdir(parents=True, exist_ok=True)
         run = Run(world, out, folder, name, scale, device, seed)
@@ -205,6 +232,12 @@ class Run:
             checkpoint=None if _rank() else self.folder / "checkpoint.pt",
         )
 
+    def shared(self, name: str) -> Path:
+        """The folder of a component that another stage made."""
+        if not (self.out / name).is_dir():
+            raise MMCollapseError(f"the stage {self.name} needs {self.out / name}: make the stages before it first")
+        return self.out / name
+
     def link(self, name: str, target: str):
         if _rank():
             return
@@ -219,25 +252,30 @@ class Run:
 
 def corpus(world, split: str, n: int, cache: Path):
     """(images (n, 64, 64, 3) uint8, captions, scenes or None, nuisance or None) of a split, drawn by all cores and kept
-    on disk for the other stages."""
+    on disk for the other stages, which may be other processes."""
     n = min(n, world.size(split) or n)
     path = cache / f"{split}-{n}"
-    if not (path / "done").is_file():
-        path.mkdir(parents=True, exist_ok=True)
-        chunks = np.array_split(np.arange(n), max(1, n // 2000))
-        workers = min(os.cpu_count() or 1, 24, len(chunks))
-        if workers > 1 and n > 10_000:
-            with ProcessPoolExecutor(workers) as pool:
-                parts = list(pool.map(_draw, [world] * len(chunks), [split] * len(chunks), chunks))
-        else:
-            parts = [_draw(world, split, chunk) for chunk in chunks]
-        np.save(path / "images.npy", np.concatenate([p[0] for p in parts]))
-        rest = [sum((p[k] for p in parts), []) if parts[0][k] is not None else None for k in (1, 2)]
-        nuisance = np.concatenate([p[3] for p in parts]) if parts[0][3] is not None else None
-        (path / "rest.pickle").write_bytes(pickle.dumps((*rest, nuisance)))
-        (path / "done").touch()
+    with working_on(f"{split}-{n}.lock", cache):
+        if not (path / "done").is_file():
+            _fill(path, world, split, n)
     captions, scenes, nuisance = pickle.loads((path / "rest.pickle").read_bytes())
     return np.load(path / "images.npy"), captions, scenes, nuisance
+
+
+def _fill(path: Path, world, split: str, n: int):
+    path.mkdir(parents=True, exist_ok=True)
+    chunks = np.array_split(np.arange(n), max(1, n // 2000))
+    workers = min(os.cpu_count() or 1, 24, len(chunks))
+    if workers > 1 and n > 10_000:
+        with ProcessPoolExecutor(workers) as pool:
+            parts = list(pool.map(_draw, [world] * len(chunks), [split] * len(chunks), chunks))
+    else:
+        parts = [_draw(world, split, chunk) for chunk in chunks]
+    np.save(path / "images.npy", np.concatenate([p[0] for p in parts]))
+    rest = [sum((p[k] for p in parts), []) if parts[0][k] is not None else None for k in (1, 2)]
+    nuisance = np.concatenate([p[3] for p in parts]) if parts[0][3] is not None else None
+    (path / "rest.pickle").write_bytes(pickle.dumps((*rest, nuisance)))
+    (path / "done").touch()
 
 
 def _save(path: Path, rows: np.ndarray):
@@ -379,99 +417,17 @@ def _telling(heads: torch.nn.ModuleDict, features: torch.Tensor, batch: dict, wh
     return total
 
 
-MOST_WEIGHT = 20.0
-UNET = {
-    "layers_per_block": 1,
-    "norm_num_groups": 16,
-    "block_out_channels": (64, 96),  # 8x8 and 4x4
-    "down_block_types": ("CrossAttnDownBlock2D",) * 2,
-    "up_block_types": ("CrossAttnUpBlock2D",) * 2,
-    "attention_head_dim": 4,  # the number of heads, whatever its name says
-}
-
-
-def _generator(run: Run):
-    """Text encoder and U-Net, trained together on the VAE's latents; saved as a Stable Diffusion pipeline. The squared
-    error of the noise is weighted by 1 / alpha_bar, at most MOST_WEIGHT: that is the error of velocity (Salimans and Ho
-    2022). Unweighted, high noise, where what stands where is decided, counts for next to nothing.
-
-    Where the truth is known, the last position of the text encoder also learns to tell the attributes of the scene, the
-    left or top thing first. Who is meant to stand where is said by one word in the middle of a sentence, and a
-    denoising loss alone finds that out last, if at all."""
-    from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextModel
-
-    vae = AutoencoderKL.from_pretrained(run.out / "vae", dtype=torch.float32, local_files_only=True)
-    vae.to(run.device, memory_format=torch.channels_last)
-    images, ids, scenes, _ = run.data("base")
-    data = {"latents": _encode(vae, images) * vae.config.scaling_factor, "ids": ids}
-    del images
-    tokenizer = run.tokenizer()
-    text_encoder = CLIPTextModel(_clip_text_config(run, tokenizer, layers=4)).to(run.device)
-    unet = UNet2DConditionModel(
-        sample_size=run.world.image_size // FACTOR,
-        in_channels=LATENTS,
-        out_channels=LATENTS,
-        cross_attention_dim=WIDTH,
-        **UNET,
-    ).to(run.device, memory_format=torch.channels_last)
-    # linear betas reach nearly pure noise, so that the colour of the background does not leak through to the last step
-    scheduler = DDIMScheduler(
-        beta_schedule="linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading"
-    )
-    noising = DDPMScheduler.from_config(scheduler.config)
-    noising.alphas_cumprod = noising.alphas_cumprod.to(run.device)
-    null = run.ids([""]).to(run.device)
-
-    def loss(batch):
-        one = batch["ids"].gather(1, batch["which"][:, None, None].expand(-1, 1, batch["ids"].shape[2]))[:, 0]
-        dropped = batch["drop"] < P_DROP
-        text = text_encoder(input_ids=torch.where(dropped[:, None], null, one))[0]
-        weights = (1 / noising.alphas_cumprod[batch["timesteps"]]).clamp(max=MOST_WEIGHT)
-        total = denoising_loss(unet, noising, batch["latents"], text, batch, weights)
-        return total + _telling(heads, text[:, -1], batch, ~dropped)
-
-    def draw(n, g):
-        which = {"which": torch.randint(5, (n,), generator=g, device=g.device)}
-        return noise_draws(n, g, tuple(data["latents"].shape[1:]), 1000) | which
-
-    heads = _heads(run, scenes, data)
-    parameters = [*unet.parameters(), *text_encoder.parameters(), *heads.parameters()]
-    average = [p.detach().clone() for p in parameters]
-    run.train(loss, parameters, data, draw, run.scale.generator, average)
-    _put(parameters, average)
-    pipe = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    half(text_encoder, run.out / "text_encoder")
-    half(unet, run.folder / "unet")
-    scheduler.save_pretrained(run.folder / "scheduler")
-    index = {k: v for k, v in pipe.config.items() if not k.startswith("_name")}
-    (run.folder / "model_index.json").write_text(
-        json.dumps({"_class_name": "StableDiffusionPipeline"} | index, indent=2, sort_keys=True) + "\n"
-    )
-    for name in ("vae", "text_encoder", "tokenizer"):
-        run.link(name, f"../{name}")
-
-
-def _clip_text_config(run: Run, tokenizer, layers: int):
+def _clip_text_config(run: Run, tokenizer, layers: int, width: int = WIDTH):
     from transformers import CLIPTextConfig
 
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=4 * WIDTH,
+        hidden_size=width,
+        intermediate_size=4 * width,
         num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=run.scale.tokens,
-        projection_dim=WIDTH,
+        projection_dim=width,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -481,127 +437,6 @@ def _clip_text_config(run: Run, tokenizer, layers: int):
 def _image_settings(size: int) -> dict:
     half_ = [0.5, 0.5, 0.5]
     return {"image_mean": half_, "image_std": half_, "size": {"height": size, "width": size}}
-
-
-def _captioner(run: Run):
-    """BLIP-2: vision tower, Q-Former and an OPT decoder, trained together from nothing on one random reference each.
-
-    In a scene, what shape a thing has must not be read off its colour, or a pair that was never seen is named as one
-    that was. So some pictures come with their colours changed, by a permutation of the channels, half of them as a
-    negative; the colours that the decoder reads are then any colours, and those it should say are not counted. And what
-    the queries find must also tell the attributes by itself, before any word is said."""
-    from transformers import (
-        Blip2Config,
-        Blip2ForConditionalGeneration,
-        Blip2Processor,
-        Blip2QFormerConfig,
-        Blip2VisionConfig,
-        BlipImageProcessor,
-        OPTConfig,
-    )
-
-    from mmcollapse.models.captioner import Blip2
-
-    tokenizer = run.tokenizer()
-    size = run.world.image_size
-    words = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    config = Blip2Config(
-        vision_config=Blip2VisionConfig(
-            hidden_size=112,
-            intermediate_size=448,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            image_size=size,
-            patch_size=8,
-        ).to_dict(),
-        qformer_config=Blip2QFormerConfig(
-            hidden_size=112,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=224,
-            encoder_hidden_size=112,
-            cross_attention_frequency=1,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            vocab_size=len(tokenizer),
-            max_position_embeddings=16,
-        ).to_dict(),
-        text_config=OPTConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=112,
-            ffn_dim=448,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            word_embed_proj_dim=112,
-            max_position_embeddings=80,  # 16 queries and 62 tokens: the drifting schedule asks for 33 and more
-            dropout=0.0,
-            **words,
-        ).to_dict(),
-        num_query_tokens=16,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-    )
-    model = Blip2ForConditionalGeneration(config).to(run.device)
-    torch.nn.init.normal_(model.query_tokens, std=0.02)
-    model.generation_config.update(**words)
-    model.language_model.generation_config.update(**words)
-    images, ids, scenes, _ = run.data("base")
-    ends = (ids == tokenizer.eos_token_id).int().cumsum(-1)  # padding is the end token too: all but the first end
-    labels = torch.where((ends > 1) | (ids == tokenizer.bos_token_id), -100, ids)
-    settings = _image_settings(size)
-    mean, std = settings["image_mean"][0], settings["image_std"][0]
-
-    # the adapter's own loss, on a model that is not on disk yet
-    adapter = Blip2.__new__(Blip2)
-    adapter.model, adapter.mean, adapter.std = model, mean, std
-
-    def words_of(*tables):
-        ids = tokenizer.convert_tokens_to_ids([f"{w}</w>" for table in tables for ws in table.values() for w in ws])
-        if scenes is not None and tokenizer.unk_token_id in ids:  # which is the end token, too
-            raise MMCollapseError("the tokenizer splits the name of a colour: train it on more captions")
-        return torch.tensor(ids, device=run.device)
-
-    colours, any_colour = words_of(COLOURS), torch.zeros(len(tokenizer), dtype=torch.bool, device=run.device)
-    any_colour[words_of(COLOURS, BACKGROUNDS)] = True
-    channels = torch.tensor(list(permutations(range(3))), device=run.device)
-
-    def loss(batch):
-        which = batch["which"][:, None, None].expand(-1, 1, ids.shape[2])
-        chosen = {name: batch[name].gather(1, which)[:, 0] for name in ("ids", "labels")}
-        pixels, truth = batch["images"], {name: batch[name] for name in heads}
-        if scenes is not None:
-            change = batch["change"] < P_RECOLOUR
-            order = channels[(batch["order"] * len(channels)).long()][:, None, None].expand_as(pixels)
-            other = pixels.gather(3, order)
-            other = torch.where((batch["negative"] < 0.5)[:, None, None, None], 255 - other, other)
-            pixels = torch.where(change[:, None, None, None], other, pixels)
-            hidden = any_colour[chosen["ids"]] & change[:, None]
-            anything = colours[(batch["words"] * len(colours)).long()]
-            chosen["ids"] = torch.where(hidden, anything, chosen["ids"])
-            chosen["labels"] = torch.where(hidden, -100, chosen["labels"])
-            for name in ("colour0", "colour1", "background"):
-                truth[name] = torch.where(change, -1, truth[name])
-        prefix = adapter.features(pixels)
-        return adapter.words_loss(prefix, chosen) + _telling(heads, prefix.flatten(1), truth)
-
-    def draw(n, g):
-        on = {"generator": g, "device": g.device}
-        random = {k: torch.rand(n, **on) for k in ("change", "order", "negative")}
-        return random | {"which": torch.randint(5, (n,), **on), "words": torch.rand((n, ids.shape[2]), **on)}
-
-    model.train()
-    data = {"images": images, "ids": ids, "labels": labels}
-    heads = _heads(run, scenes, data, 16 * 112)
-    parameters = [p for p in model.parameters() if p.requires_grad] + list(heads.parameters())
-    average = [p.detach().clone() for p in parameters]
-    run.train(loss, parameters, data, draw, run.scale.captioner, average)
-    _put(parameters, average)
-    half(model.eval(), run.folder)
-    Blip2Processor(BlipImageProcessor(**settings), tokenizer, num_query_tokens=16).save_pretrained(run.folder)
-    run.link_tokenizer()
 
 
 def _judge(run: Run):
