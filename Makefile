@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env reproduce figures test lint lab pretrain sweep instruments bench status trace clean clean-env FORCE
+.PHONY: help env reproduce figures test lint lab pretrain sweep instruments freeze bench status trace clean clean-env FORCE
 
 # Variables are taken from the command line only, never from the environment: what a command does shows in the command.
 # Nor does this make's command line reach a make that a test starts.
@@ -26,6 +26,8 @@ RUNS = runs
 RESULTS = data/results/$(place)
 ## figures
 FIGURES = figures/$(place)
+## for make pretrain: only these, such as generator-v,score; empty: all that are missing
+STAGES =
 ## for make trace: a row of the result table
 ROW =
 ## for make trace: a figure file
@@ -92,7 +94,7 @@ lab: $(ENV)
 
 ## train the base models anew from the world (on a GPU)
 pretrain: $(ENV)
-	$(PY) -m mmcollapse pretrain $(OPTIONS)
+	$(PY) -m mmcollapse pretrain $(OPTIONS) $(call option,STAGES,stages)
 
 ## choose the recipe's learning rate and steps, on pilot seeds of the real arm (on a GPU)
 sweep: $(ENV)
@@ -101,6 +103,10 @@ sweep: $(ENV)
 ## test the metrics on real data damaged by known amounts, and real against real
 instruments: $(ENV)
 	$(PY) -m mmcollapse instruments $(OPTIONS)
+
+## freeze the claims file before a study
+freeze: $(ENV)
+	$(PY) -m mmcollapse freeze
 
 ## speed on this machine: models, and metrics beside clean-fid
 bench: $(ENV)

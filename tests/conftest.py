@@ -76,5 +76,5 @@ def smoke(tmp_path_factory) -> Smoke:
     folder = tmp_path_factory.mktemp("smoke")
     command = [sys.executable, "-m", "mmcollapse", "run", "--profile", "smoke", "--world", "scenes"]
     command += ["--runs", "runs", "--results", "results", "--figures", "figures"]
-    run = subprocess.run(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
+    run = subprocess.run(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=1800)
     return Smoke(folder, run.stdout, run.returncode)

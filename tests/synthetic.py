@@ -1,13 +1,19 @@
 """A result table, and pictures and captions, as the variance experiment makes them, but drawn from formulas: what
 statistics, claims and figures are tested on. Collapse in it is known, and needs no model."""
 
+import itertools
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from mmcollapse.digests import digest_of
+from mmcollapse.experiments import arms_of
 from mmcollapse.pairs import FILE, save_pairs
+from mmcollapse.protocol import ROLES
+from mmcollapse.settings import load_settings
 from mmcollapse.table import COLUMNS, to_table, write_table
 from mmcollapse.worlds.grammar import write
 from mmcollapse.worlds.scenes import Scenes
@@ -131,7 +137,9 @@ def table(seeds=(0, 1, 2), generations=4, arms=None, guidance="guidance 3", trut
                     add("world", -1 - k, 0, modality, measurement, metric, space, real * (1 - 0.1 * k * spread))
                 if modality == "image":
                     add("vae", -1, 0, modality, measurement, metric, space, real * 0.99)
-    frame = to_table([dict(zip(COLUMNS, row, strict=True)) for row in rows])
+    columns = [name for name in COLUMNS if name not in ("model", "claims")]
+    frame = to_table([dict(zip(columns, row, strict=True)) for row in rows])
+    frame["model"] = frame.modality.map({"image": "generator", "text": "captioner"}).where(frame.seed >= 0, "")
     return frame if arms is None else frame[frame.arm.isin(arms)].reset_index(drop=True)
 
 
@@ -183,4 +191,144 @@ def results(folder: Path, with_samples: bool = True, **options) -> Path:
     (folder / f"{EXPERIMENT}.json").write_text(json.dumps({"settings": {"profile": "synthetic", "world": "scenes"}}))
     if with_samples:
         samples(folder, generations=int(frame.generation.max()))
+    return folder
+
+
+# ---- the other experiments
+
+# arm, as a pattern: loss a generation, in units of the plain recursive arm
+PACES = {
+    r"recursive|alone|joint": 1.0,
+    r"real|gen0": 0.0,
+    r"(steps|guidance|beams|temperature|length)-.*-gen0": 0.3,
+    r"steps-(.*)": lambda v: 1.6 - 0.3 * np.log(v),
+    r"guidance-(.*)": lambda v: 0.7 + 0.5 * (np.log(v) - 0.9) ** 2,
+    r"(?:beams|length)-(.*)": lambda v: 1.1 - 0.15 * np.log(v),
+    r"temperature-(.*)": lambda v: 0.6 + 0.4 * v,
+    r"(?:pool|seeds)-(\d+).*": lambda m: 1.0 - 0.12 * m,
+    r"(frozen-pool|clones|alone-compute)-.*": 0.85,
+    r"frozen-.*|oracle.*": 0.5,
+    r"original|noised.*": 0.7,
+    r"joint-closed": 1.4,
+    r"real-(\d+)%.*": lambda v: 1.0 - 0.009 * v,
+    r"accumulate.*|subsample": 0.3,
+    r"N-.*-(real|gen0)": 0.1,
+    r"N-(\d+)": lambda n: 1.5 - 0.12 * np.log(n),
+}
+SETS = {
+    "image": ("all_right", "tail_coverage", "kid", "fid", "variance", "vendi", "density", "recall", "P", "spectrum"),
+    "text": ("all_right", "tail_coverage", "bleu4", "cider", "caption_variance", "vocabulary", "P", "perplexity"),
+}
+MEASURED = {
+    ("image", "guidance 1"): ("all_right", "nuisance_ratio", "variance", "tail_coverage"),
+    ("text", "greedy"): ("all_right", "bleu4"),
+    ("text", "sampled"): ("caption_variance", "tail_coverage"),
+}
+
+
+def _pace(arm: str) -> float:
+    for pattern, pace in PACES.items():
+        if found := re.fullmatch(pattern, arm):
+            return pace(float(found.group(1))) if callable(pace) else pace
+    raise KeyError(arm)
+
+
+def protocols(experiment: str, grid: str = "full", profile: str = "study"):
+    """The arms of an experiment, as a profile has them."""
+    return arms_of(experiment, replace(load_settings(profile, experiment), grid=grid))
+
+
+def study(experiment: str, seeds=(0, 1, 2, 3, 4), generations=3, grid="full", profile="study", lacks=()):
+    """A result table of an experiment other than 01, of its own arms, models, training sets and students, with the
+    metrics that its figures show. lacks: arms and metrics left out."""
+    settings = load_settings(profile, experiment)
+    zoo = {role: tuple(getattr(settings, f"{role}s").split(",")) for role in ROLES}
+    rows = []
+
+    def add(arm, seed, g, modality, model, measurement, metric, space, value, n=500):
+        subset = "chain" if model == "set" else "test"
+        name = f"{'set' if model == 'set' else 'pairs'}-{digest_of([arm, seed, g, modality, model])[:20]}"
+        chain = (experiment, arm, seed, g, model, modality, measurement, subset, metric, space)
+        rows.append((*chain, float(value), "", n, name, ""))
+
+    def values(arm, seed, modality, model, measurement, metric, pace, kinds):
+        start, change, spread, kind, space = kinds[metric]
+        rng = np.random.default_rng([seed, *f"{arm} {modality} {model} {measurement} {metric}".encode()])
+        for g in range(generations + 1):
+            if model != "set" or g:
+                by = 0.5 * change * pace * g + (0.4 * spread * rng.standard_normal() if g else 0.0)
+                add(arm, seed, g, modality, model, measurement, metric, space, _move(start, by, kind))
+
+    for p in protocols(experiment, grid, profile):
+        for seed in seeds if p.arm not in lacks else ():
+            several = {role: [m for m in p.members(zoo) if m.role == role] for role in ROLES}
+            for role, modality in zip(ROLES, ("image", "text"), strict=True):
+                kinds = IMAGES if modality == "image" else TEXTS
+                models = [(m.label, 0.1 * k) for k, m in enumerate(several[role])]
+                models += [("pool", -0.3)] if len(models) > 1 else []
+                pace = _pace(p.arm) if role in p.trains else 0.0
+                for (of, measurement), metrics in MEASURED.items():
+                    for metric in metrics if of == modality else ():
+                        for model, more in models:
+                            if metric not in lacks and (model != "pool" or measurement != "greedy"):
+                                values(p.arm, seed, modality, model, measurement, metric, pace + more, kinds)
+                if role not in p.trains:
+                    continue
+                for metric in (m for m in SETS[modality] if m not in lacks):
+                    values(p.arm, seed, modality, "set", "data", metric, pace, kinds)
+                for g in range(1, generations + 1):
+                    decoding = {"steps": 10, "guidance": 3, "beams": 1, "max_tokens": 12} | dict(p.decoding)
+                    passes = decoding["steps"] * (1 + (decoding["guidance"] > 1))
+                    if modality == "text":
+                        passes = decoding["beams"] * decoding["max_tokens"]
+                    passes = 0 if "real" in p.arm else passes
+                    add(p.arm, seed, g, modality, "set", "data", "passes", "cost", passes)
+                    measurement = "guidance 1" if modality == "image" else "greedy"
+                    right = 0.8 - 0.1 * pace * g + 0.01 * np.random.default_rng([seed, g, *p.arm.encode()]).normal()
+                    space = "oracle" if modality == "image" else "parser"
+                    add(p.arm, seed, g, modality, "student 0", measurement, "all_right", space, right)
+    for (modality, measurement), metrics in MEASURED.items():
+        for metric in metrics:
+            space = (IMAGES if modality == "image" else TEXTS)[metric][-1]
+            for k in range(3):
+                value = WORLD.get(metric, (IMAGES if modality == "image" else TEXTS)[metric][0] * 1.05) * (1 - 0.01 * k)
+                add("world", -1 - k, 0, modality, "", measurement, metric, space, value)
+    return to_table([dict(zip(COLUMNS, row, strict=True)) for row in rows])
+
+
+def study_samples(folder: Path, experiment: str, generations=3, count=4, grid="full", profile="study") -> Path:
+    """Write the samples of an experiment: pictures at guidance 1 and training pairs of every arm with a generator."""
+    real, zoo = Scenes().sample("test", np.arange(count)), load_settings(profile, experiment).generators.split(",")
+    truth, images, captions, columns = [five[0] for five in real.captions], [], [], []
+    for p in protocols(experiment, grid, profile):
+        if "generator" not in p.trains:
+            continue
+        models = [m.label for m in p.members({"generator": tuple(zoo), "captioner": ("captioner",)})]
+        for g, model, i in itertools.product(range(generations + 1), dict.fromkeys([*models, "set"]), range(count)):
+            if model.startswith("captioner") or (model == "set" and g == 0):
+                continue
+            lost, rng = min(1.0, _pace(p.arm) * g / 4), np.random.default_rng([i, g, *model.encode()])
+            said = write(Scenes().sample("chain", [i + g]).scenes[0] if lost > 0.3 else real.scenes[i], rng.random(16))
+            images.append(_worse(real.images[i], lost, rng))
+            captions.append(said if model == "set" else truth[i])
+            columns.append((p.arm, model, "image", 0, g, "data" if model == "set" else "guidance 1", i, truth[i]))
+    for i in range(count):
+        images.append(real.images[i])
+        captions.append(truth[i])
+        columns.append(("world", "", "image", -1, 0, "", i, truth[i]))
+    names = ("arm", "model", "modality", "seed", "generation", "measurement", "index", "prompt")
+    save_pairs(folder, images, captions, {k: [row[j] for row in columns] for j, k in enumerate(names)})
+    return (Path(folder) / FILE).rename(Path(folder) / f"{experiment}.samples.parquet")
+
+
+def study_results(folder: Path, experiment: str, with_samples: bool = True, **options) -> Path:
+    """The table, the samples and the provenance of an experiment, as a run leaves them."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    frame = study(experiment, **options)
+    write_table(frame, folder / f"{experiment}.parquet")
+    (folder / f"{experiment}.json").write_text(json.dumps({"settings": {"profile": "synthetic", "world": "scenes"}}))
+    if with_samples:
+        more = {k: v for k, v in options.items() if k in ("grid", "profile")}
+        study_samples(folder, experiment, int(frame.generation.max()), **more)
     return folder

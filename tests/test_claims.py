@@ -1,17 +1,25 @@
 """Claims: what they conclude from tables whose truth is known."""
 
+import json
 import math
+import subprocess
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
+import claims_data
 import synthetic
 from mmcollapse import claims, stats
-from mmcollapse.claims import CLAIMS, COLUMNS, EVERY, SECONDARY, conclude, in_words, say, secondary, secondary_in_words
+from mmcollapse import verdicts as verdict_page
+from mmcollapse.claims import COLUMNS, EVERY, SECONDARY, conclude, in_words, say, secondary, secondary_in_words
 from mmcollapse.errors import MMCollapseError
+from mmcollapse.settings import load_settings
+from mmcollapse.table import write_table
 
+CLAIMS = claims.of_tables({"01_variance": None})
+PRIMARY = {"C1": 3, "C2a": 2, "C2b": 2, "C3": 3, "C3-generator": 2, "Q1": 2}
 FIVE = synthetic.table(seeds=range(5), generations=4)
 
 
@@ -34,8 +42,12 @@ def test_every_claim_and_contrast_has_its_row():
     frame = conclude(FIVE)
     assert list(frame.columns) == COLUMNS
     assert frame.claim.unique().tolist() == ["C1", "C2a", "C2b", "C3", "C3-generator", "Q1"] == [c.id for c in CLAIMS]
-    assert len(frame) == sum(len(c.contrasts) + 1 for c in CLAIMS)
-    assert (frame.late == "generations 3-4 of 4").all() and (frame.seeds == 5).all()
+    parts = frame[frame.contrast != EVERY]
+    assert len(frame) == sum(PRIMARY.values()) + len(CLAIMS) + 1  # C1 has a secondary contrast with these arms
+    assert parts[parts.part == "primary"].claim.value_counts().to_dict() == PRIMARY
+    assert parts[parts.part == "secondary"].contrast.tolist() == ["marginal: gen0 - recursive"]
+    assert (frame.over == "generations 3-4 of 4").all() and (frame.seeds == 5).all()
+    assert (parts["at"] == "late").all() and (frame.experiment == "01_variance").all()
 
 
 def test_an_effect_is_the_paired_difference_of_logs():
@@ -95,7 +107,7 @@ def test_alignment_up_means_a_smaller_distance():
 def test_one_seed_decides_nothing():
     one = conclude(FIVE[FIVE.seed.isin([0, -1])])
     assert one.verdict.eq("no verdict: 1 seed, 5 needed").all()
-    assert one.low.isna().all() and one.effect.notna().sum() == sum(len(c.contrasts) for c in CLAIMS)
+    assert one.low.isna().all() and one.effect.notna().sum() == sum(PRIMARY.values()) + 1
     words = in_words(one)
     assert words.startswith("**One seed decides nothing.**")
     assert not {"reproduced", "contradicted", "inconclusive"} & set(words.replace("*", " ").split())
@@ -177,7 +189,16 @@ def curves(metrics, seeds=5, generations=4, modality="image", measurement="guida
         for seed, g in np.ndindex(seeds, generations + 1):
             rows.append((arm, seed, g, metric, space, values[seed, g]))
     table = pd.DataFrame(rows, columns=["arm", "seed", "generation", "metric", "space", "value"])
-    table = table.assign(experiment="e", modality=modality, measurement=measurement, subset="test", n=n, hash="")
+    table = table.assign(
+        experiment="01_variance",
+        model="",
+        claims="",
+        modality=modality,
+        measurement=measurement,
+        subset="test",
+        n=n,
+        hash="",
+    )
     return table.assign(missing=np.where(table.value.isna(), "no reason", ""))
 
 
@@ -193,7 +214,7 @@ def nuisance(chains):
 def test_p_of_the_t_test_and_holm_over_the_contrasts_of_a_claim():
     frame = conclude(FIVE)
     for _, rows in frame.groupby("claim"):
-        parts = rows[rows.contrast != EVERY]
+        parts = rows[(rows.contrast != EVERY) & (rows.part == "primary")]
         np.testing.assert_allclose(parts.p_holm, stats.holm(parts.p_t))
         assert rows.p_t[rows.contrast == EVERY].isna().all()
     chains = np.exp(np.random.default_rng(0).normal(0, 0.1, (3, 6, 5)))
@@ -386,3 +407,421 @@ def test_unequal_n_is_not_compared():
     whole = conclude(frame).set_index(["claim", "contrast"]).verdict
     assert whole["C2a", "recursive - real"] == "no verdict: caption_variance was measured at unequal n (100 and 2000)"
     assert not whole["C2a", "recursive - gen0"].startswith("no verdict")
+
+
+# ---- claims of the other experiments
+
+
+@pytest.fixture(scope="module")
+def others():
+    return claims_data.tables()
+
+
+def contrasts(frame, claim):
+    return frame[(frame.claim == claim) & (frame.contrast != EVERY)].set_index("contrast")
+
+
+def of(name):
+    return [claim for claim in claims.all_claims() if claim.id == name]
+
+
+def auc(table, arm, seed, modality="image", model=None, metric="all_right"):
+    rows = table[(table.arm == arm) & (table.seed == seed) & (table.modality == modality) & (table.metric == metric)]
+    rows = rows[(rows.model == (model or claims_data.MODELS[modality][0])) & (rows.generation > 0)]
+    assert len(rows) == 4
+    rate = rows.value.mean()
+    return math.log(rate / (1 - rate))
+
+
+def test_a_difference_of_differences_is_each_side_net_of_its_own_control(others):
+    table = others["02_decoding_budget"]
+    frame = contrasts(conclude(others, of("C4")), "C4")
+    row = frame.loc["steps 50 - 2, each net of its gen0"]
+    arms = {"steps-50": 1, "steps-50-gen0": -1, "steps-2": -1, "steps-2-gen0": 1}
+    d = [sum(w * auc(table, arm, seed) for arm, w in arms.items()) for seed in range(5)]
+    assert row.effect == pytest.approx(np.mean(d)) and (row.low, row.high) == pytest.approx(stats.t_interval(d))
+    assert row["at"] == "auc" and row.over == "generations 1-4 of 4"
+    # a knob that moves the control as much as the chain is no budget
+    same = table.copy()
+    for high, low in (("steps-50", "steps-2"), ("steps-50-gen0", "steps-2-gen0")):
+        keys = ["seed", "generation", "metric", "model"]
+        like = table[table.arm == low].set_index(keys).value
+        where = same.arm == high
+        same.loc[where, "value"] = like.reindex(pd.MultiIndex.from_frame(same.loc[where, keys])).to_numpy()
+    assert contrasts(conclude({"02_decoding_budget": same}, of("C4")), "C4").effect[row.name] == pytest.approx(0)
+
+
+def test_ends_of_a_knob_are_those_of_the_table_and_what_is_beside_needs_none(others):
+    frame = contrasts(conclude(others, of("C4")), "C4")
+    # two values of guidance have no middle, one temperature no ends, and nobody varied the length
+    assert frame.part.to_dict() == {
+        "steps 50 - 2, each net of its gen0": "primary",
+        "beams 5 - 1, each net of its gen0": "primary",
+        "guidance 10 - 1, each net of its gen0": "exploratory",
+    }
+    assert frame.verdict["guidance 10 - 1, each net of its gen0"] == "exploratory"
+    assert math.isnan(frame.p_holm["guidance 10 - 1, each net of its gen0"])
+    table = others["02_decoding_budget"]
+    one = {"02_decoding_budget": table[~table.arm.str.startswith("steps-2")]}
+    assert claims.lacking(one, of("C4")[0]) == "1 arm steps-<number>, 2 needed"
+    with pytest.raises(MMCollapseError, match="1 arm steps-<number>, 2 needed"):
+        conclude(one, of("C4"))
+
+
+def test_populations_are_compared_model_by_model(others):
+    table = others["03_diversity"]
+    frame = contrasts(conclude(others, of("C6")), "C6")
+    row, names = frame.loc["pool of 3 - alone"], claims_data.MODELS["image"]
+    d = [np.mean([auc(table, "pool-3", s, model=m) - auc(table, "alone", s, model=m) for m in names]) for s in range(5)]
+    assert row.effect == pytest.approx(np.mean(d)) and row.models == ", ".join(names)
+    # a model that is good alone must not make up for another: each is compared with itself
+    shifted = table.copy()
+    shifted.loc[(shifted.model == "generator-b") & (shifted.metric == "all_right"), "value"] -= 0.2
+    assert contrasts(conclude({"03_diversity": shifted}, of("C6")), "C6").verdict["pool of 3 - alone"] == "reproduced"
+
+
+def test_clones_are_averaged_and_compared_with_the_model_they_are_clones_of(others):
+    table = others["03_diversity"]
+    row = contrasts(conclude(others, of("C6")), "C6").loc["pool of 3 - 3 clones"]
+    clones = ["generator", "generator clone 2", "generator clone 3"]
+    d = [auc(table, "pool-3", s) - np.mean([auc(table, "clones-3", s, model=m) for m in clones]) for s in range(5)]
+    assert row.effect == pytest.approx(np.mean(d)) and row.models == "generator"
+    strangers = table[~((table.arm == "clones-3") | (table.arm == "pool-3") & (table.model == "generator"))]
+    strangers = pd.concat([strangers, table[table.arm == "clones-3"]])
+    verdict = contrasts(conclude({"03_diversity": strangers}, of("C6")), "C6").verdict["pool of 3 - 3 clones"]
+    assert verdict.startswith("no verdict: the arms pool-3, clones-3 have no model in common")
+
+
+def test_rows_of_pools_sets_and_students_are_no_models_of_a_chain(others):
+    table = others["03_diversity"]
+    more = table[table.model == "generator"].assign(model="pool", value=0.01)
+    both = {"03_diversity": pd.concat([table, more])}
+    pd.testing.assert_frame_equal(conclude(both, of("C6")), conclude(others, of("C6")))
+    several = others["04_relabeling"]
+    twice = pd.concat([several, several[several.model == "generator"].assign(model="generator-b")])
+    with pytest.raises(MMCollapseError, match=r"arm .* has several models \(generator, generator-b\)"):
+        conclude({"04_relabeling": twice}, of("C7b"))
+
+
+def test_planted_effects_of_the_other_experiments(others):
+    found = verdicts(
+        others,
+        claims=[
+            c
+            for c in claims.all_claims()
+            if not claims.lacking({**others, "01_variance": FIVE}, c) and c.experiments[0] != "01_variance"
+        ],
+    )
+    assert {k: v for k, v in found.items() if not k.startswith("Q2")} == dict.fromkeys(
+        ["C4", "C6", "C6-captioner", "C7a", "C7a-captioner", "C7b", "C7b-captioner"], "reproduced"
+    )
+    assert found["Q2 accumulate"] == found["Q2-captioner accumulate"] == "reproduced"
+    # better than replace, but not by S, and far from real
+    assert found["Q2 real-25%"] in ("inconclusive", "contradicted")
+    rows = contrasts(conclude(others, of("Q2 accumulate")), "Q2 accumulate")
+    assert len(rows) == 8 and rows.loc["accumulate - real: nuisance variance, late"].rule == "not below"
+
+
+def test_a_notebook_judges_its_own_claims_only(others):
+    told = {name: say({name: table}) for name, table in others.items()}
+    assert "**C4**" in told["02_decoding_budget"] and "C6" not in told["02_decoding_budget"]
+    assert "C1" not in told["03_diversity"] and "**C6-captioner**" in told["03_diversity"]
+    assert "Not judged" in told["06_remedies"] and "Q2 subsample" in told["06_remedies"]
+    assert "**C5**" in say(others, ["C5"]) and "C4" not in say(others, ["C5"])
+
+
+def test_quality_predicts_robustness(others):
+    frame = contrasts(conclude(others, of("C5")), "C5")
+    assert frame.scale.eq("rank correlation").all() and (frame.effect > 0.8).all()
+    assert frame.part.to_dict()["KID of pictures"] == "secondary"
+    assert (frame.low < frame.effect).all() and (frame.p < 0.01).all() and (frame.seeds == 5).all()
+    assert conclude(others, of("C5")).verdict.iloc[-1] == "reproduced"
+    blind = {name: t.copy() for name, t in others.items()}
+    for t in blind.values():
+        where = (t.model == "set") & (t.metric == "fid")
+        t.loc[where, "value"] = np.random.default_rng(1).normal(5, 1, where.sum())
+    assert verdicts(blind, claims=of("C5"))["C5"] in ("contradicted", "inconclusive")
+    few = {name: others[name] for name in ("04_relabeling", "06_remedies")}
+    few = {name: t[t.arm.isin(["joint", "oracle", "real", "recursive", "accumulate"])] for name, t in few.items()}
+    row = contrasts(conclude(few, of("C5")), "C5").loc["FID of pictures"]
+    assert row.verdict == "no verdict: 6 arms, 12 needed" or row.verdict.endswith("arms, 12 needed")
+    one = {name: t[t.seed == 0] for name, t in others.items()}
+    assert verdicts(one, claims=of("C5"))["C5"] == "no verdict: 1 seed, 5 needed"
+    none = {name: t[t.model != "set"] for name, t in others.items()}
+    assert claims.lacking(none, of("C5")[0]).startswith("no fid of training sets")
+
+
+# ---- the file
+
+
+TINY = """
+[endpoint.e]
+modality = "image"
+metric = "m"
+measurement = "guidance 1"
+space = "oracle"
+scale = "log"
+S = 0.1
+
+[[claim]]
+id = "X"
+text = "x"
+experiment = "01_variance"
+gates = ["toy"]
+figure = "f"
+
+[[claim.contrast]]
+name = "a - b"
+endpoint = "e"
+more = ["a"]
+less = [{ arm = "b", at = "start", weight = 2 }]
+"""
+
+
+def test_the_file_as_data(tmp_path):
+    (tmp_path / "claims.toml").write_text(TINY)
+    (claim,) = claims.load_claims(tmp_path / "claims.toml")
+    (contrast,) = claim.contrasts
+    assert contrast.more == (claims.Term("a"),) and contrast.less == (claims.Term("b", "start", 2.0),)
+    assert contrast.smallest == 0.1 and contrast.rule == "above" and contrast.part == "primary"
+    assert contrast.terms[1].weight == -2.0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('scale = "log"', 'scale = "logarithm"', "endpoint 'e': scale 'logarithm' is unknown; known are identity, log"),
+        ('space = "oracle"', "", "endpoint 'e': the key 'space' is missing"),
+        ('text = "x"', 'txt = "x"', "claim 'X': unknown key 'txt'"),
+        ('text = "x"', "text = 3", "claim 'X': text=3 must be a text"),
+        ("S = 0.1", 'S = "much"', "endpoint 'e': S='much' must be a number"),
+        ("S = 0.1", "S = true", "S=True must be a number"),
+        ("S = 0.1", "S = -1", "S=-1 must be above 0"),
+        ("S = 0.1", "", "neither it nor its endpoint 'e' says what S is"),
+        ('endpoint = "e"', 'endpoint = "f"', "contrast 'a - b': endpoint 'f' is unknown"),
+        ('endpoint = "e"', 'endpoint = "e"\nrule = "up"', "rule 'up' is unknown; known are above, not below, within"),
+        ('endpoint = "e"', 'endpoint = "e"\nat = "end"', "summary at = 'end' is unknown; known are late, auc, start"),
+        ('endpoint = "e"', 'endpoint = "e"\npart = "third"', "part 'third' is unknown"),
+        ('gates = ["toy"]', 'gates = ["toys"]', "claim 'X': gate 'toys' is unknown"),
+        ('more = ["a"]', "more = []", "both sides need a term"),
+        ('more = ["a"]', "more = [3]", "a term of claim 'X', contrast 'a - b' must be a table"),
+        ('at = "start"', 'when = "start"', "unknown key 'when'"),
+        ("[[claim.contrast]]", "[[claim.correlation]]", "unknown key 'endpoint'; known are name, predictor"),
+        ("[[claim]]", "[[claim]", "cannot be read"),
+        ('modality = "image"', 'modality = "sound"', "modality 'sound' is unknown"),
+        ('endpoint = "e"', 'endpoint = "e"\npart = "secondary"', "none of its contrasts is primary"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name(tmp_path, old, new, message):
+    assert old in TINY
+    (tmp_path / "claims.toml").write_text(TINY.replace(old, new))
+    with pytest.raises(MMCollapseError, match="claims file") as error:
+        claims.load_claims(tmp_path / "claims.toml")
+    assert message in str(error.value)
+
+
+def test_a_claim_is_there_once(tmp_path):
+    (tmp_path / "claims.toml").write_text(TINY + TINY[TINY.index("[[claim]]") :])
+    with pytest.raises(MMCollapseError, match="claim 'X' is there twice"):
+        claims.load_claims(tmp_path / "claims.toml")
+
+
+def test_the_claims_are_those_of_the_design():
+    every = {claim.id: claim for claim in claims.all_claims()}
+    assert {"C1", "C2a", "C2b", "C3", "C4", "C5", "C6", "C7a", "C7b", "Q1", "Q2 accumulate", "Q2 real-75%"} <= set(
+        every
+    )
+    primary = {k: [p for p in c.contrasts if p.part == "primary"] for k, c in every.items()}
+    assert {p.smallest for p in primary["C1"] + primary["C2a"] + primary["Q1"]} == {0.10}
+    assert [p.smallest for p in primary["C3"]] == [0.01, 0.02, 0.03]
+    assert {p.smallest for k in ("C4", "C6", "C7a", "C7b") for p in primary[k]} == {0.05}
+    assert {p.endpoint.scale for k in ("C4", "C6", "C7a", "C7b") for p in primary[k]} == {"logit"}
+    assert {t.at for k in ("C4", "C6", "C7a", "C7b") for p in primary[k] for t in p.terms} == {"auc"}
+    assert [p.rule for p in primary["C2a"]] == ["not below"] * 2 and primary["Q1"][1].rule == "within"
+    assert [(p.smallest, p.arms) for p in primary["C5"]] == [(0.5, 12)] * 2
+    assert {(p.smallest, p.rule) for p in primary["Q2 accumulate"]} == {
+        (s, rule) for s in (0.05, 0.10) for rule in ("above", "not below")
+    }
+    assert all(set(claim.gates) <= set(claims.GATES) and claim.gates for claim in every.values())
+
+
+def test_arms_of_the_claims_are_arms_of_the_study():
+    from mmcollapse.experiments import EXPERIMENTS, arms_of
+    from mmcollapse.settings import load_settings
+
+    for claim in claims.all_claims():
+        experiment = claim.experiments[0]
+        assert experiment in EXPERIMENTS
+        if claim.id == "C5":
+            continue
+        protocols = arms_of(experiment, load_settings("study", experiment))
+        table = pd.DataFrame([(p.arm, m) for p in protocols for m in p.modalities], columns=["arm", "modality"])
+        for part in claim.contrasts:
+            contrast, why = claims.resolve(part, table)
+            assert not why, (claim.id, why)
+            there = set(table.arm[table.modality == part.endpoint.modality])
+            missing = {t.arm for t in contrast.terms} - there
+            assert not missing or part.part == "exploratory", (claim.id, missing)
+
+
+# ---- frozen
+
+
+def test_a_frozen_file_that_differs_is_refused_until_the_deviation_is_written_down(tmp_path):
+    path, frozen = tmp_path / "claims.toml", tmp_path / "claims.frozen.json"
+    path.write_text(TINY)
+    assert claims.freezing(frozen) is None
+    record = claims.freeze(path, frozen)
+    assert record["digest"] == claims._digest(path) and json.loads(frozen.read_text())["deviations"] == []
+    claims.check_frozen(path, frozen)
+    with pytest.raises(MMCollapseError, match="were frozen on .* nothing to do"):
+        claims.freeze(path, frozen)
+    path.write_text(TINY.replace("S = 0.1", "S = 0.2"))
+    for refuse in (lambda: claims._all(path, frozen), lambda: claims.freeze(path, frozen)):
+        with pytest.raises(MMCollapseError, match="is not what was frozen on .*deviation") as error:
+            refuse()
+    new = claims._digest(path)
+    assert new in str(error.value)
+    deviation = {"date": "2026-12-01", "what": "S is .2.", "why": "a slip", "digest": new}
+    frozen.write_text(json.dumps(record | {"deviations": [deviation]}))
+    assert claims._all(path, frozen)[0].contrasts[0].smallest == 0.2
+    path.write_text(TINY)  # the old file is no longer what holds
+    with pytest.raises(MMCollapseError, match="is not what was frozen"):
+        claims.check_frozen(path, frozen)
+    frozen.write_text(json.dumps(record | {"deviations": [{"date": "2026-12-01", "what": "S", "digest": new}]}))
+    with pytest.raises(MMCollapseError, match="damaged"):
+        claims.check_frozen(path, frozen)
+
+
+def test_a_run_after_freezing_refuses_other_claims(tmp_path, monkeypatch):
+    path, frozen = tmp_path / "claims.toml", tmp_path / "claims.frozen.json"
+    path.write_text(TINY)
+    monkeypatch.setattr(claims, "FILE", path)
+    monkeypatch.setattr(claims, "FROZEN", frozen)
+    assert len(claims.claims_digest()) == 12 and [c.id for c in claims.all_claims()] == ["X"]
+    claims.freeze()
+    path.write_text(TINY + "\n# changed\n")
+    with pytest.raises(MMCollapseError, match="is not what was frozen"):
+        claims.claims_digest()
+
+
+def test_what_git_does_not_know_is_not_frozen(tmp_path):
+    def git(*args):
+        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", *args], cwd=tmp_path, check=True)
+
+    path, frozen = tmp_path / "claims.toml", tmp_path / "claims.frozen.json"
+    path.write_text(TINY)
+    git("init", "-q")
+    with pytest.raises(MMCollapseError, match="commit .* first"):
+        claims.freeze(path, frozen)
+    git("add", "claims.toml")
+    git("commit", "-qm", "claims")
+    assert len(claims.freeze(path, frozen)["commit"]) == 40
+
+
+# ---- gates and the page
+
+
+def gate_table(**passed):
+    """Gates that all passed, but for those named."""
+    names = {name.replace(" ", "_"): name for name in claims.GATES}
+    rows = [
+        {"gate": n, "measure": "m", "value": 1.0, "allowed": "a", "passed": passed.get(k, True)}
+        for k, n in names.items()
+    ]
+    return pd.DataFrame(rows).astype({"passed": "boolean"}).assign(low=math.nan, high=math.nan, needs="")
+
+
+def test_a_failed_gate_voids_what_rests_on_it():
+    frame = conclude(FIVE)
+    pd.testing.assert_frame_equal(claims.void(frame, gate_table()), frame)
+    pd.testing.assert_frame_equal(claims.void(frame, gate_table(power=pd.NA)), frame)
+
+    def whole(gates):
+        found = claims.void(frame, gates)
+        return found[found.contrast == EVERY].set_index("claim").verdict
+
+    found = whole(gate_table(round_trip=False))
+    assert found["C1"] == found["C3-generator"] == "void: gate round trip failed"
+    assert found["C2a"] == "inconclusive"
+    assert whole(gate_table(toy=False)).eq("void: gate toy failed").all()
+    assert whole(None).str.startswith("void: gate toy was not run").all()
+    found = whole(gate_table(instruments=False))
+    assert found["C1"] == found["C2a"] == found["Q1"] == "inconclusive: the instruments disagree"
+    assert found["C3"] == "contradicted"
+    one = conclude(FIVE[FIVE.seed.isin([0, -1])])
+    assert claims.void(one, gate_table(toy=False)).verdict.eq("no verdict: 1 seed, 5 needed").all()
+
+
+@pytest.fixture
+def results(tmp_path, others):
+    """Folders of results: nano (01 and 03, one seed, no gates) and study (all but 04, gates)."""
+    nano, study = tmp_path / "results" / "nano", tmp_path / "results" / "study"
+    write_table(FIVE[FIVE.seed.isin([0, -1])], nano / "01_variance.parquet")
+    write_table(claims_data.table("03_diversity", seeds=[0]), nano / "03_diversity.parquet")
+    write_table(FIVE.assign(claims=claims.claims_digest()), study / "01_variance.parquet")
+    for name in set(others) - {"04_relabeling"}:
+        write_table(others[name].assign(claims="0123456789ab"), study / f"{name}.parquet")
+    gate_table(shuffled_captions=False).to_parquet(study / "00_gates.parquet")
+    return {"nano": nano, "study": study}
+
+
+def test_the_page_says_what_is_known_and_what_is_not(results, tmp_path):
+    figures = tmp_path / "figures"
+    figures.mkdir()
+    (figures / "01_variance_drift.png").touch()
+    settings = load_settings("nano", results=str(results["nano"]), figures=str(figures))
+    frame = verdict_page.write_page(settings, results)
+    text = (results["nano"] / "07_claims.md").read_text()
+    assert text == verdict_page.page(results, settings)
+    lines = {line.split("**")[1]: line for line in text.splitlines() if line.startswith("| **")}
+    assert list(lines) == [claim.id for claim in claims.all_claims()]
+    assert text.index("## Gates, nano") < text.index("## Gates, study") < text.index("## Claims")
+    assert "**The gates were not run**" in text and "**1 GATE FAILED: shuffled captions.**" in text
+    assert "One seed decides nothing" in text and "preview, not preregistered" in text
+    assert "made under another claims file (0123456789ab)" in text
+    assert "- 02_decoding_budget: no table; `make reproduce PROFILE=nano ONLY=02_decoding_budget`" in text
+    assert "not run: no table of 04_relabeling" in lines["C7a"] and "void: gate shuffled captions failed" in lines["C3"]
+    assert "no verdict: 1 seed, 5 needed" in lines["C1"] and "**reproduced**" in lines["C1"]
+    assert "gen0 - recursive: +0" in lines["C1"] and "(../../figures/01_variance_drift.png)" in lines["Q1"]
+    assert all(line.count(" | ") == lines["C1"].count(" | ") for line in lines.values())
+    assert list(frame.columns) == verdict_page.COLUMNS and (frame.claims == claims.claims_digest()).all()
+    stored = pd.read_parquet(results["nano"] / "07_claims.parquet")
+    assert set(stored.profile) == {"nano", "study"} and (stored.claims == claims.claims_digest()).all()
+    where = (stored.profile == "study") & (stored.claim == "C6")
+    assert set(stored[where].table_claims) == {"0123456789ab"} and "reproduced" in set(stored[where].verdict)
+    assert "not frozen yet" in text
+
+
+def test_deviations_are_listed(results, monkeypatch, tmp_path):
+    frozen, digest = tmp_path / "claims.frozen.json", claims.claims_digest()
+    deviation = {"date": "2026-12-02", "what": "One arm fewer.", "why": "it could not be run.", "digest": digest}
+    record = {"digest": "f" * 12, "date": "2026-12-01", "commit": "c" * 40, "deviations": [deviation]}
+    frozen.write_text(json.dumps(record))
+    monkeypatch.setattr(claims, "FROZEN", frozen)
+    text = verdict_page.page({"nano": results["nano"]}, load_settings("nano", results=str(results["nano"])))
+    assert "frozen on 2026-12-01 at commit cccccccccccc" in text
+    assert f"- 2026-12-02: One arm fewer. Because: it could not be run. (claims file {digest})" in text
+
+
+def test_a_table_that_cannot_be_read_is_named(results):
+    (results["study"] / "03_diversity.parquet").write_bytes(b"no table")
+    text = verdict_page.page({"study": results["study"]}, load_settings("study", results=str(results["study"])))
+    assert "- 03_diversity: " in text and "is no result table" in text
+    assert "not run: no table of 03_diversity" in text
+
+
+def test_the_figure_of_verdicts(results, tmp_path):
+    from mmcollapse.figures import draw
+
+    settings = load_settings("study", results=str(results["study"]), figures=str(tmp_path / "figures"))
+    for name in ("02_decoding_budget", "06_remedies"):  # some will do
+        (results["study"] / f"{name}.parquet").unlink()
+    verdict_page.write_page(settings, {"study": results["study"]})
+    written = draw(results["study"], tmp_path / "figures", "07_claims")
+    assert [p.name for p in written] == [f"07_claims_verdicts.{ending}" for ending in ("png", "svg", "json")]
+    first = written[0].read_bytes()
+    draw(results["study"], tmp_path / "figures", "07_claims")
+    assert written[0].read_bytes() == first
+    with pytest.raises(MMCollapseError, match="run 07_claims first"):
+        draw(tmp_path, tmp_path, "07_claims")

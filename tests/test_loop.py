@@ -13,30 +13,32 @@ import torch
 
 from mmcollapse import loop
 from mmcollapse.errors import StoreFull, TrainingDiverged
+from mmcollapse.experiments import gen0, real, recursive
 from mmcollapse.loop import Model, Study, run_chain
 from mmcollapse.models.toy import Gaussian
-from mmcollapse.protocol import Protocol
 from mmcollapse.settings import load_settings
 from mmcollapse.store import Store
 from mmcollapse.worlds.scenes import Scenes
 
-RECURSIVE = Protocol("recursive", "generator")
-REAL_LIKE = Protocol("gen0", "generator", makers="base")
+RECURSIVE = recursive("generator")
+REAL_LIKE = gen0("generator")
 
 
 def toy(root, **changes):
     settings = load_settings(
         "smoke", **{"pairs": 10, "batch": 10, "steps": 150, "lr_generator": 0.05, "generations": 6} | changes
     )
-    return Study(settings, Store(root), Scenes(), {"generator": Model(Gaussian(), settings)}, "cpu")
+    zoo = {"generator": ("generator",), "captioner": ("captioner",)}
+    return Study(settings, Store(root), Scenes(), {"generator": Model(Gaussian(), settings)}, zoo, "cpu")
 
 
 def variances(study, protocol, seed=0):
     """Mean variance of the 768 Gaussians at each generation."""
     out = []
 
-    def measure(weights, g):
-        adapter = study.models["generator"].hold(weights)
+    def measure(weights, g, sets):
+        (held,) = weights.values()
+        adapter = study.models["generator"].hold(held)
         out.append(float((2 * adapter.log_std.detach()).exp().mean()))
 
     run_chain(study, protocol, seed, measure)
@@ -83,7 +85,7 @@ def test_names_know_nothing_of_arms_profiles_and_planned_generations(tmp_path):
         return {i.name for i in study.store.items()}
 
     short = names(tmp_path / "a", RECURSIVE, generations=2)
-    assert short <= names(tmp_path / "b", Protocol("another name", "generator"), generations=4)
+    assert short <= names(tmp_path / "b", recursive("generator", "another name"), generations=4)
     assert not short & names(tmp_path / "c", RECURSIVE, generations=2, lr_generator=0.06) - {
         i.name for i in toy(tmp_path / "a").store.items("pairs")
     }
@@ -97,11 +99,11 @@ def test_real_data_are_the_real_pictures(tmp_path, monkeypatch):
         return {"x": torch.zeros(10, 768)}
 
     monkeypatch.setattr(study.models["generator"].adapter, "encode", encode)
-    variances(study, Protocol("real", "generator", data="real"))
-    _, real = loop.prompts(study, 0)
+    variances(study, real("generator"))
+    _, there = loop.prompts(study, 0)
     assert len(seen) == 2
     for images, captions in seen:
-        assert np.array_equal(images, real.images) and captions == [five[0] for five in real.captions]
+        assert np.array_equal(images, there.images) and captions == [five[0] for five in there.captions]
 
 
 def test_seeds_have_prompts_of_their_own(tmp_path):
@@ -113,18 +115,18 @@ def test_seeds_have_prompts_of_their_own(tmp_path):
 
 def test_every_weight_but_the_last_and_the_shared_is_retired(tmp_path):
     study = toy(tmp_path, steps=1, generations=5)
-    run_chain(study, RECURSIVE, 0, lambda w, g: None)
+    run_chain(study, RECURSIVE, 0, lambda weights, g, sets: None)
     kept = [i for i in study.store.items("weights") if not i.manifest.get("pruned")]
     assert sorted(i.inputs["seed"][1] for i in kept) == [1, 5]
 
 
 def test_a_retired_generation_is_made_again_when_asked_for(tmp_path):
     study, kept = toy(tmp_path, steps=2, generations=4), {}
-    run_chain(study, RECURSIVE, 0, lambda w, g: kept.update({g: w}))
+    run_chain(study, RECURSIVE, 0, lambda weights, g, sets: kept.update({g: next(iter(weights.values()))}))
     pruned = kept[2].item
     study.retire([pruned])
     adapter = study.models["generator"].hold(kept[2])
-    assert float(adapter.log_std.abs().sum()) > 0  # made from generation 1, with the same digest
+    assert float(adapter.log_std.detach().abs().sum()) > 0  # made from generation 1, with the same digest
 
 
 def test_nan_ends_the_chain_and_leaves_the_rest(tmp_path, monkeypatch):

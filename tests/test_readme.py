@@ -1,5 +1,6 @@
 """Every command of the README, at PROFILE=smoke and in folders of its own."""
 
+import json
 import os
 import re
 import subprocess
@@ -52,6 +53,16 @@ def test_the_percentages_are_those_of_the_shipped_table():
     arms = [("image", "guidance 1", a) for a in ("recursive", "real", "gen0")]
     arms += [("text", "sampled", a) for a in ("recursive", "recursive-drift")]
     assert said == [round(100 * means[arm]) for arm in arms]
+
+
+def test_the_table_of_the_zoo_is_that_of_the_scores():
+    scores = json.loads((ROOT / "data" / "models" / "scenes" / "scores.json").read_text())
+    rows = re.findall(r"^\| `(\w[\w-]+)` \| (\.?\d[.\d]*) \| ([.\d]*) \|$", (ROOT / "README.md").read_text(), re.M)
+    assert {name for name, *_ in rows} == {name for name in scores if name.startswith(("generator", "captioner"))}
+    for name, used, plain in rows:
+        assert used == f"{scores[name]['seen: all right']:.3f}"
+        alone = scores[name].get("seen, 10 steps, guidance 1: all right")
+        assert plain == ("" if alone is None else f"{alone:.3f}")
 
 
 def test_the_readme_has_its_commands():

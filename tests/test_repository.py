@@ -21,8 +21,10 @@ from packaging.utils import canonicalize_name
 from mmcollapse import torchvision_ops
 
 ROOT = Path(__file__).parents[1]
-TARGETS = "env reproduce figures test lint lab pretrain sweep instruments bench status trace clean clean-env".split()
-VARIABLES = "PROFILE ONLY WORLD DATA MODELS SET RUNS RESULTS FIGURES ROW FIGURE ARGS INDEX PYTHON VENV".split()
+TARGETS = (
+    "env reproduce figures test lint lab pretrain sweep instruments freeze bench status trace clean clean-env".split()
+)
+VARIABLES = "PROFILE ONLY WORLD DATA MODELS SET RUNS RESULTS FIGURES STAGES ROW FIGURE ARGS INDEX PYTHON VENV".split()
 
 
 # ---- imports ----

@@ -21,11 +21,11 @@ def notebooks(tmp_path, monkeypatch):
     """(write(name, code), lines of the terminal, react(line) hooks): a folder of notebooks of our own."""
     place = tmp_path / "notebooks"
     place.mkdir()
-    names, lines, reactions = [], [], []
+    names, lines, reactions = {}, [], []
     monkeypatch.setattr(runner, "NOTEBOOKS", place)
     monkeypatch.setattr(runner, "EXPERIMENTS", names)
-    monkeypatch.setattr(runner, "arms_of", lambda name, arms: [])
-    monkeypatch.setattr(runner, "_verdicts", lambda table: "- C1: no verdict")
+    monkeypatch.setattr(runner, "arms_of", lambda name, settings: [])
+    monkeypatch.setattr(runner, "_verdicts", lambda name, table: "- C1: no verdict")
     monkeypatch.chdir(tmp_path)
 
     def spy(*words, **options):
@@ -43,7 +43,7 @@ def notebooks(tmp_path, monkeypatch):
         cells = [parameters, *(nb.new_code_cell(c) for c in code)]
         kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"}}
         (place / f"{name}.ipynb").write_text(json.dumps(nb.new_notebook(cells=cells, metadata=kernel)))
-        names.append(name)
+        names[name] = not name.endswith("reads")  # such a one has no arms of its own
 
     yield write, lines, reactions
     for number, handler in before.items():
@@ -111,7 +111,13 @@ def test_an_interrupted_run_ends_its_kernel_and_says_how_to_resume(notebooks):
     [
         ({"learning_rate": 3}, None, "setting learning_rate=3 is unknown"),
         ({"seeds": "3"}, None, "setting seeds='3': must be a whole number"),
-        ({"arms": "reel"}, None, "01_variance has no arm 'reel'"),
+        ({"arms": "reel"}, "01_variance", "01_variance has no arm 'reel'"),
+        ({"arms": "real"}, None, "arms='real': of which experiment? Name it, such as ONLY=01_variance"),
+        ({"arms": "recursive,real"}, "01_variance", "cannot be read without its control gen0; give "),
+        ({"roles": "painter"}, None, "setting roles='painter': 'painter' is none of generator, captioner"),
+        ({"populations": "7"}, None, "setting populations='7': a population of 7 is larger than the zoo"),
+        ({"student_generations": "a"}, None, "setting student_generations='a': 'a' is no whole number"),
+        ({"grid_real": "0"}, None, "setting grid_real='0': 0 is not allowed, 1 to 99 is"),
         ({}, "02_varance", "only='02_varance': the notebooks are 01_variance"),
     ],
 )
@@ -141,8 +147,9 @@ def _zero():
 
 def test_relative_folders_mean_where_the_command_was_given(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    settings, told = runner.parameters("smoke", {"results": "out", "models": "../m", "pairs": 9})
-    assert settings == load_settings("smoke", results="out", models="../m", pairs=9)
+    changes, names = {"results": "out", "models": "../m", "pairs": 9}, ["01_variance", "03_diversity"]
+    settings, told = runner.parameters("smoke", changes, names)
+    assert settings == {name: load_settings("smoke", name, **changes) for name in names}
     assert told == {
         "profile": "smoke",
         "pairs": 9,

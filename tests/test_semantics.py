@@ -27,6 +27,7 @@ NAMES = [  # they make the names of all kinds
     "mmcollapse.digests.canonical_json",
     "mmcollapse.digests.digest_of",
 ]
+GENERATORS = ("noising", "StableDiffusion", "StableDiffusionXL", "PixArt", "StableDiffusion3")
 # Dotted names of functions, classes, methods or constants of a module. They are read, not imported.
 SOURCES = {
     "pairs": [
@@ -36,12 +37,15 @@ SOURCES = {
         "mmcollapse.pairs.load_pairs",
         "mmcollapse.randomness",
         "mmcollapse.loop.prompts",
-        "mmcollapse.loop.synthesize",
+        *(f"mmcollapse.loop.{n}" for n in ("_pool", "_make", "_pictures", "_captions", "_told", "take", "join")),
+        "mmcollapse.metrics.truth.caption_errors",
+        "mmcollapse.metrics.truth.damage",
+        "mmcollapse.worlds.grammar.write",
         "mmcollapse.protocol.drifting",
-        "mmcollapse.models.generator.StableDiffusion.make",
-        "mmcollapse.models.generator.StableDiffusion.decode",
+        *(f"mmcollapse.models.generator.DiffusersGenerator.{n}" for n in ("make", "decode")),
+        *(f"mmcollapse.models.generator.{n}" for n in GENERATORS),
         "mmcollapse.models.captioner._GumbelMax",
-        "mmcollapse.models.captioner.Blip2.make",
+        "mmcollapse.models.captioner.Captioner.make",
     ],
     "weights": [
         *NAMES,
@@ -49,13 +53,12 @@ SOURCES = {
         "mmcollapse.train.Recipe",
         "mmcollapse.train.batches",
         "mmcollapse.train.train",
-        "mmcollapse.loop.finetune",
-        *(f"mmcollapse.models.generator.{n}" for n in ("P_DROP", "denoising_loss", "noise_draws")),
-        *(f"mmcollapse.models.generator.StableDiffusion.{n}" for n in ("__init__", "embed", "encode", "draw", "loss")),
-        *(
-            f"mmcollapse.models.captioner.Blip2.{n}"
-            for n in ("__init__", "pixels", "encode", "features", "loss", "words_loss")
-        ),
+        *(f"mmcollapse.loop.{n}" for n in ("finetune", "_training_sets", "_subsample", "choose", "real_pairs")),
+        *(f"mmcollapse.models.generator.{n}" for n in ("P_DROP", "denoising_loss", "noise_draws", "flow_draws")),
+        "mmcollapse.models.generator.DiffusersGenerator",
+        *(f"mmcollapse.models.generator.{n}" for n in GENERATORS),
+        "mmcollapse.models.captioner.Captioner",
+        *(f"mmcollapse.models.captioner.{n}" for n in ("Blip2", "Blip", "Git", "VitGpt2", "Idefics")),
     ],
     "scores": [
         *NAMES,
@@ -63,6 +66,7 @@ SOURCES = {
         *(f"mmcollapse.measure.{n}" for n in ("_picture_truth", "_picture_features", "_picture_pixels")),
         *(f"mmcollapse.measure.{n}" for n in ("_caption_truth", "word_scores", "_perplexity", "_caption_features")),
         *(f"mmcollapse.measure.{n}" for n in ("alignment_scores", "_measure_world", "Instruments", "_Scored")),
+        *(f"mmcollapse.measure.{n}" for n in ("measure_set", "_set_pictures")),
         "mmcollapse.worlds.grammar.parse",
         "mmcollapse.models.oracle.read",
         "mmcollapse.models.judge.Judge",

@@ -9,6 +9,7 @@ import pytest
 from mmcollapse import settings as settings_module
 from mmcollapse.__main__ import main
 from mmcollapse.errors import MMCollapseError
+from mmcollapse.experiments import EXPERIMENTS, arms_of
 from mmcollapse.settings import ROOT, Settings, as_dict, configure, load_settings, parse_changes, profiles
 
 
@@ -26,6 +27,17 @@ def test_later_changes_win_and_none_means_from_the_profile():
     assert type(load_settings("smoke", lr_generator=0).lr_generator) is float
 
 
+def test_what_a_profile_says_of_an_experiment_comes_before_what_it_says_of_all():
+    assert load_settings("smoke").measure == "brief" and load_settings("smoke", "01_variance").measure == "full"
+    assert load_settings("smoke", "01_variance", measure="brief").measure == "brief"  # and a change before both
+    pools = load_settings("smoke", "03_diversity")
+    assert (pools.generators, pools.populations) == ("generator,generator-sdxl", "1,2")
+    assert load_settings("smoke", "04_relabeling").generators == "generator"
+    for name in profiles():
+        for experiment in EXPERIMENTS:  # every table can be read, and has arms
+            assert arms_of(experiment, load_settings(name, experiment)) or EXPERIMENTS[experiment] is None
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -40,6 +52,10 @@ def test_later_changes_win_and_none_means_from_the_profile():
         ({"lr_generator": math.nan}, "setting lr_generator=nan: allowed are 0 to 1"),
         ({"world": "mars"}, "setting world='mars': allowed are scenes, photos"),
         ({"device": "gpu"}, "setting device='gpu': allowed are cpu, cuda, auto"),
+        ({"grid": "half"}, "setting grid='half': allowed are corners, full"),
+        ({"measure": "all"}, "setting measure='all': allowed are brief, full"),
+        ({"students": -1}, "setting students=-1: allowed are 0 to 1000"),
+        ({"populations": 3}, "setting populations=3: must be a text"),
         ({"world": "photos"}, "needs the folder of your pictures (DATA=folder)"),
     ],
 )
@@ -56,6 +72,13 @@ def test_a_profile_that_is_not_there_or_not_right_is_refused(tmp_path, monkeypat
     (tmp_path / "mine.toml").write_text("seedz = 3\n")
     with pytest.raises(MMCollapseError, match="setting seedz=3 is unknown"):
         load_settings("mine")
+    (tmp_path / "mine.toml").write_text('["01_varance"]\nseeds = 3\n')
+    with pytest.raises(MMCollapseError, match=r"has a table \[01_varance\]; experiments are 01_variance, 02_"):
+        load_settings("mine")
+    (tmp_path / "mine.toml").write_text('["06_remedies"]\nseedz = 3\n')
+    for experiment in ("", "01_variance", "06_remedies"):  # whichever is asked for
+        with pytest.raises(MMCollapseError, match="setting seedz=3 is unknown"):
+            load_settings("mine", experiment)
     (tmp_path / "mine.toml").write_text("seeds = \n")
     with pytest.raises(MMCollapseError, match="mine.toml is damaged"):
         load_settings("mine")
@@ -66,12 +89,14 @@ def test_a_notebook_gives_its_names_and_nothing_else():
         """A function that the notebook imported."""
 
     notebook = {"__name__": "__main__", "_": 1, "In": [], "sys": sys, "configure": configure, "cell": cell}
-    assert configure(notebook) == load_settings("nano")
-    assert configure(notebook | {"profile": "smoke", "seeds": None, "pairs": 9}).pairs == 9
+    assert configure(notebook, "01_variance") == load_settings("nano", "01_variance")
+    assert configure(notebook | {"profile": "smoke", "seeds": None, "pairs": 9}, "01_variance").pairs == 9
     with pytest.raises(MMCollapseError, match="setting seed=3 is unknown"):  # papermill would only warn
-        configure(notebook | {"profile": "smoke", "seed": 3})
+        configure(notebook | {"profile": "smoke", "seed": 3}, "01_variance")
+    with pytest.raises(MMCollapseError, match="setting experiment='06_remedies' is unknown: this notebook is 01_var"):
+        configure(notebook | {"experiment": "06_remedies"}, "01_variance")
     with pytest.raises(MMCollapseError, match="setting pairs='9': must be a whole number"):
-        configure(notebook | {"pairs": "9"})
+        configure(notebook | {"pairs": "9"}, "01_variance")
 
 
 def test_the_cell_of_the_settings_can_be_run_again():
@@ -79,7 +104,7 @@ def test_the_cell_of_the_settings_can_be_run_again():
     import pandas as pd
 
     there = {"profile": "smoke", "settings": load_settings("smoke"), "table": pd.DataFrame(), "drawn": pd.Series()}
-    assert configure(there) == load_settings("smoke")
+    assert configure(there, "06_remedies") == load_settings("smoke", "06_remedies")
 
 
 def test_changes_of_the_command_line_are_typed():
@@ -96,6 +121,8 @@ def test_folders_that_are_not_given_follow_the_profile():
     assert settings.figures_folder == ROOT / "figures" / "smoke"
     assert settings.models_folder == ROOT / "data" / "models" / "scenes"
     assert str(load_settings("smoke", results="a").results_folder) == "a"
+    assert settings.model_folder("generator") == settings.models_folder / "generator"
+    assert str(settings.model_folder("/my/own")) == "/my/own" and str(settings.model_folder("./own")) == "own"
 
 
 def test_the_record_holds_every_setting():

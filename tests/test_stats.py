@@ -556,3 +556,29 @@ def test_rank_correlation_refuses_what_it_cannot_use():
     found = stats.rank_correlation(cells(x, y))
     assert np.isnan([found.rho, found.low, found.high, found.p]).all()
     assert found.reason == "outcome is the same in all arms in generation 2"
+
+
+# ---- a curve over a knob
+
+
+def test_a_line_and_a_parabola_in_the_logarithm_are_found_exactly():
+    """x = 1, e, e^2: the parabola goes through all points; the slope of the line is half the difference of the ends."""
+    rows = []
+    for seed, (a, b, c) in enumerate([(0.5, 0.2, -0.1), (0.6, 0.1, -0.1), (0.7, 0.3, -0.4)]):
+        rows += [{"seed": seed, "x": math.exp(k), "value": a + b * k + c * k * k} for k in (0, 1, 2)]
+    found = stats.log_quadratic(pd.DataFrame(rows))
+    assert found.estimate["quadratic"].to_list() == pytest.approx([0.6, 0.2, -0.2])
+    assert found.estimate["linear", "slope"] == pytest.approx(0.2 + 2 * -0.2)
+    low, high = stats.t_interval([-0.1, -0.1, -0.4])
+    assert found.loc[("quadratic", "curvature"), ["low", "high", "seeds"]].to_list() == pytest.approx([low, high, 3])
+
+
+def test_a_fit_needs_values_and_whole_seeds():
+    frame = pd.DataFrame({"seed": [0, 0, 1, 1], "x": [1.0, 10.0, 1.0, 10.0], "value": [0.5, 0.7, 0.4, math.nan]})
+    found = stats.log_quadratic(frame)
+    assert (found.seeds == 1).all() and found.estimate["quadratic"].isna().all()
+    assert found.estimate["linear", "slope"] == pytest.approx(0.2 / math.log(10)) and math.isnan(found.low.iloc[0])
+    with pytest.raises(MMCollapseError, match="no logarithm"):
+        stats.log_quadratic(frame.assign(x=0.0))
+    with pytest.raises(MMCollapseError, match="more than one value for seed 0"):
+        stats.log_quadratic(frame.assign(x=1.0))

@@ -48,3 +48,29 @@ def test_a_setting_that_diverged_once_is_not_chosen():
     found = choose(whole)
     assert found.set_index("learning_rate").kept.to_dict() == {1e-4: True, 1e-3: False}
     assert found[found.chosen].learning_rate.tolist() == [1e-4]
+
+
+def test_it_runs_the_real_arm_on_pilot_seeds_at_every_setting(tmp_path, monkeypatch):
+    import test_experiments as toys
+    from mmcollapse import sweep
+    from mmcollapse.settings import load_settings
+
+    settings = load_settings("smoke", generations=2, pairs=6, steps=2, results=str(tmp_path), runs=str(tmp_path / "r"))
+    study, seen = toys.open_toys(tmp_path / "r", generations=2, pairs=6, steps=2), []
+
+    def measure(study, tools, protocol, member, held, seed, g):
+        seen.append((protocol.arm, member.role, seed, g, held.digest))
+        row = {"metric": "all_right", "subset": "test", "measurement": "x", "value": 0.5, "n": 6, "hash": held.digest}
+        return [row, row | {"subset": "train"}, row | {"metric": "kid"}]
+
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.setattr(sweep, "RATES", (0.5, 2.0))
+    monkeypatch.setattr(sweep, "open_study", lambda settings: (study, None))
+    monkeypatch.setattr(sweep, "measure_member", measure)
+    table = sweep.sweep(settings)
+    assert list(table.columns) == COLUMNS and len(table) == 2 * 6 * 3 * 2  # roles, settings, seeds, generations
+    assert {arm for arm, *_ in seen} == {"real"} and {seed for _, _, seed, *_ in seen} == {900, 901, 902}
+    assert set(table.seed) == {900, 901, 902} and toys.makings(study) == 0
+    assert sorted(set(table.steps)) == [1, 2, 4] and len(set(table[table.role == "captioner"].learning_rate)) == 2
+    assert len(study.store.items("weights")) == 2 * 6 * 3 * 2 and set(table.generation) == {0, 2}
+    assert (tmp_path / "00_recipe.parquet").is_file()

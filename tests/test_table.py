@@ -83,11 +83,11 @@ def test_a_complete_table_passes():
         (lambda r: r["generation"] == 3, "seed 0: no generation [3]"),
         (
             lambda r: r["generation"] == 2 and r["metric"] == "kid",
-            "generation 2: lacks [('guidance 1', 'test', 'kid', 'oracle')]",
+            "generation 2: lacks [('', 'guidance 1', 'test', 'kid', 'oracle')]",
         ),
         (
             lambda r: r["generation"] == 0 and r["metric"] == "kid",
-            "generation 0: lacks [('guidance 1', 'test', 'kid', 'oracle')]",
+            "generation 0: lacks [('', 'guidance 1', 'test', 'kid', 'oracle')]",
         ),
         (lambda r: r["seed"] == 1 and r["metric"] == "kid", "seed 1, generation 0: lacks"),
     ],
@@ -97,6 +97,34 @@ def test_what_a_table_lacks_is_named(drop, says):
     with pytest.raises(MMCollapseError) as error:
         complete([r for r in rows() if not drop(r)])
     assert says in str(error.value)
+
+
+def test_models_of_an_arm_are_told_apart_and_none_may_be_missing():
+    several = [r | {"model": model} for r in rows() for model in ("a", "b", "pool")]
+    complete(several)
+    with pytest.raises(
+        MMCollapseError, match="seed 0, generation 2: lacks .*'b', 'guidance 1', 'test', 'kid', 'oracle'"
+    ):
+        complete([r for r in several if (r["model"], r["generation"], r["metric"]) != ("b", 2, "kid")])
+    assert set(to_table(rows()).model) == {""}  # where there is one alone it need not be named
+
+
+def test_sets_and_students_are_only_where_they_were_asked_for():
+    """At generations of their own: but a value of theirs must be finite too."""
+    for model in ("set", "student 0", "student 1"):
+        some = [r | {"model": model} for r in rows() if r["generation"] == 2]
+        complete([*rows(), *some])
+        with pytest.raises(MMCollapseError, match="1 values are not finite"):
+            complete([*rows(), *some[1:], some[0] | {"value": nan}])
+        with pytest.raises(MMCollapseError, match="no generation"):
+            complete([*(r for r in rows() if r["generation"] != 2), *some])  # they stand in for nobody
+
+
+def test_rows_keep_the_claims_of_their_run():
+    old, new = to_table([r | {"claims": "1"} for r in rows()]), to_table([r | {"claims": "2"} for r in rows()])
+    assert set(merge([old, old]).claims) == {"1"}
+    with pytest.raises(MMCollapseError, match="rows conflict"):
+        merge([old, new])
 
 
 @pytest.mark.parametrize("value", [nan, inf, -inf])

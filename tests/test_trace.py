@@ -10,7 +10,7 @@ from mmcollapse.__main__ import main
 from mmcollapse.store import Store
 from mmcollapse.table import read_table
 
-RIGHT = "arm=recursive metric=all_right generation=2 modality=image measurement=guidance 1 subset=test"
+RIGHT = "arm=recursive metric=all_right generation=2 modality=image measurement=guidance 1 subset=test model=generator"
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_a_row_is_traced_to_the_base_model(trace, table, smoke):
     said = trace("--row", RIGHT)
     (row,) = table.query(
         "arm == 'recursive' and metric == 'all_right' and generation == 2 and modality == 'image'"
-        " and measurement == 'guidance 1' and subset == 'test'"
+        " and measurement == 'guidance 1' and subset == 'test' and model == 'generator'"
     ).itertuples()
     assert f"row {row.Index}: " in said and f": {row.value:.6g} (n {row.n})" in said
     store = Store(smoke.folder / "runs")
@@ -47,7 +47,7 @@ def test_a_row_is_traced_to_the_base_model(trace, table, smoke):
     places = [said.index(f"generation 2  {second.folder}"), said.index(f"generation 1  {first.folder}")]
     places += [said.index(f"generation 0  the base generator, digest {first.inputs['parent']}")]
     assert places == sorted(places)
-    assert said.count("trained on ") == 2 and "by generation 1" in said and "by the base model" in said
+    assert said.count("trained on ") == 2 and "by generation 1" in said and "by the base generator" in said
     assert "2 steps of 4, rate 0.0001, full, seed 0" in said
     assert "again: make reproduce PROFILE=smoke ONLY=01_variance WORLD=scenes RUNS=" in said
 
@@ -65,11 +65,12 @@ def test_rows_of_several_seeds_are_summed_up(table):
     from mmcollapse.trace import _over_seeds
 
     some = table[(table.arm == "real") & (table.metric == "all_right") & (table.measurement == "guidance 1")]
-    some = some[(some.subset == "test") & (some.generation == 1)]
+    some = some[(some.subset == "test") & (some.generation == 1) & (some.model == "generator")]
     assert len(some) == 1 and _over_seeds(some) == []
     three = pd.concat([some.assign(seed=s, value=v) for s, v in enumerate((0.5, 0.75, 0.25))])
     (line,) = _over_seeds(three)
     assert "mean of 3 seeds 0.5 (0.25 to 0.75)" in line and "generation 1" in line and "seed 0" not in line
+    assert len(_over_seeds(three.assign(claims=["1", "2", "3"]))) == 1  # whatever the claims were at the time
 
 
 def test_other_kinds_of_rows(trace):
@@ -78,6 +79,38 @@ def test_other_kinds_of_rows(trace):
     assert "generation 2  " in floor and floor.count("trained on 8 real pairs") == 2
     frozen = trace("--row", "arm=frozen-length metric=bleu4 generation=1")
     assert "min_tokens 33" in frozen and "the base captioner" in frozen and "trained on" not in frozen
+    made = trace("--row", "arm=recursive model=set generation=2 metric=variance space=judge")
+    assert "training pairs, digest " in made and made.count("\n  made       ") == 1 and "by the base generator" in made
+    assert "no model made them" in trace("--row", "arm=real model=set generation=2 metric=variance space=judge")
+    student = trace("--row", "arm=gen0 model=student 0 generation=2 metric=all_right modality=image")
+    assert "generation 2  " in student and student.count("trained on ") == 1 and "by the base generator" in student
+
+
+def test_of_equal_content_what_was_made_first_is_told(tmp_path):
+    """The first of a pool of clones, say, is bit for bit the recursive model, but its pairs were made in parts."""
+    import time
+
+    from mmcollapse.trace import Lineages
+
+    store, recipe = Store(tmp_path), {"steps": 2, "batch": 4, "lr": 0.1, "method": "full"}
+    for k in range(3):
+        inputs = {"parent": "base", "pairs": f"pairs {k}", "recipe": recipe, "seed": [0, 1, "generator"]}
+        store.make("weights", inputs, lambda folder: {"digest": "same", "n": 8})
+        time.sleep(1.1 if k == 0 else 0)  # times are told to the second
+    assert Lineages(store, {}).weights["same"].inputs["pairs"] == "pairs 0"
+
+
+def test_sets_of_several_makers(trace):
+    joint = ["--only", "04_relabeling", "--row"]
+    said = trace(*joint, "arm=joint model=set generation=2 modality=text metric=bleu4")
+    assert said.count("\n  made       ") == 2  # pictures, and their captions
+    assert "the base generator, digest" in said and "the base captioner, digest" in said
+    told = trace(*joint, "arm=oracle model=set generation=1 modality=text metric=bleu4")
+    assert "written by the oracle" in told and "the base oracle" in told
+
+
+def test_the_command_that_makes_a_table_again_names_what_differs_from_its_profile(trace):
+    assert "SET=" not in trace("--row", RIGHT)  # nothing does, not even from what it says of this experiment
 
 
 @pytest.mark.parametrize(

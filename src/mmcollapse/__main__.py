@@ -20,7 +20,7 @@ def changes(args, *leave_out: str) -> dict:
 
 def settings_without_data(args) -> Settings:
     """For commands that read only results: they need no pictures."""
-    return load_settings(args.profile, **changes(args, "world", "data"))
+    return load_settings(args.profile, args.only or "", **changes(args, "world", "data"))
 
 
 def run(args):
@@ -47,7 +47,8 @@ def status(args):
     from mmcollapse.runner import chosen
     from mmcollapse.status import status
 
-    print(status(settings_without_data(args), chosen(args.only)))
+    told = changes(args, "world", "data")
+    print(status({name: load_settings(args.profile, name, **told) for name in chosen(args.only)}))
 
 
 def trace(args):
@@ -73,6 +74,13 @@ def instruments(args):
     print(f"made {settings.results_folder / '00_instruments.parquet'}")
 
 
+def freeze(args):
+    from mmcollapse.claims import FROZEN, freeze
+
+    record = freeze()
+    print(f"frozen: claims.toml, digest {record['digest']}, at commit {record['commit'] or 'unknown'}; commit {FROZEN}")
+
+
 def bench(args):
     from mmcollapse.bench import bench
 
@@ -84,7 +92,7 @@ def pretrain(args):
 
     import torch
 
-    from mmcollapse.models.pretrain import SCALES, pretrain, tiny
+    from mmcollapse.models.pretrain import SCALES, each_recipe, pretrain, tiny
     from mmcollapse.models.score import write_scores
     from mmcollapse.worlds import open_world
 
@@ -100,11 +108,12 @@ def pretrain(args):
             torch.cuda.set_device(device := f"cuda:{os.environ['LOCAL_RANK']}")
     scale = tiny(SCALES[world.name]) if args.profile == "smoke" else SCALES[world.name]
     if args.steps:
-        names = ("vae", "oracle", "judge", "language", "generator", "captioner")
-        scale = replace(scale, **{n: replace(getattr(scale, n), steps=args.steps) for n in names})
+        scale = each_recipe(scale, lambda recipe: replace(recipe, steps=args.steps))
     out = Path(args.models) if args.models else ROOT / "data" / "models" / world.name
-    pretrain(world, out, scale, device, args.stages.split(",") if args.stages else None, args.seed)
-    if not args.stages and not int(os.environ.get("RANK", 0)):
+    stages = args.stages.split(",") if args.stages else None
+    if stages != ["score"]:
+        pretrain(world, out, scale, device, stages and [name for name in stages if name != "score"], args.seed)
+    if (stages is None or "score" in stages) and not int(os.environ.get("RANK", 0)):
         write_scores(world, out, device, n=20 if args.profile == "smoke" else 1000)
         print(f"made {out / 'scores.json'} and a card in each folder of {out}")
 
@@ -117,6 +126,7 @@ COMMANDS = {
     pretrain: "build the base models of a world",
     sweep: "choose learning rate and steps on pilot seeds",
     instruments: "real pictures and captions, damaged by known amounts: what the metrics see of it",
+    freeze: "freeze the claims file before a study",
     bench: "speed on this machine: models, and metrics beside clean-fid",
     validate: "run copies of the notebooks at smoke through nbval",
 }
@@ -142,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
     parsers[trace].add_argument("--row", help="a row's number, its hash, or a filter such as 'arm=real generation=2'")
     parsers[trace].add_argument("--figure", help="a figure file")
     p = parsers[pretrain]
-    p.add_argument("--stages", help="comma-separated; default: all that are missing")
+    p.add_argument("--stages", help="comma-separated; default: all that are missing, then score")
     p.add_argument("--steps", type=int, help="steps of every stage, instead of the plan's")
     p.add_argument("--device")
     p.add_argument("--seed", type=int, default=0)

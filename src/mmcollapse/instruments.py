@@ -114,7 +114,7 @@ def _damaged(study, tools, repeat: int, say):
     stream = f"damage {repeat}"
     real = measure.flat(world.redraw(tools.prompts.scenes, noises, stream))
     random = np.random.default_rng(repeat)
-    adapter = study.models["generator"].adapter
+    adapter = study.models[study.zoo["generator"][0]].adapter
 
     def pictures(images, shown=None, **true):
         """Scores, and beside them what is exactly known: shown, the scenes that the pictures show."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from mmcollapse.digests import digest_arrays, digest_of
 from mmcollapse.errors import MMCollapseError
-from mmcollapse.loop import Study, Weights, prompts
+from mmcollapse.loop import Pairs, Study, Weights, prompts
 from mmcollapse.metrics import alignment as align
 from mmcollapse.metrics import captions as text
 from mmcollapse.metrics import images as image
@@ -26,13 +26,13 @@ from mmcollapse.models.captioner import CaptionDecoding
 from mmcollapse.models.generator import ImageDecoding
 from mmcollapse.models.language import Language
 from mmcollapse.models.oracle import Oracle
-from mmcollapse.protocol import Protocol
+from mmcollapse.protocol import MODALITY, Member, Protocol
 from mmcollapse.store import load_pairs, save_pairs
 from mmcollapse.worlds.grammar import parse
 from mmcollapse.worlds.scenes import NUISANCE
 
 GROUPS = {"truth": 2, "features": 2, "pixels": 1, "alignment": 2, "words": 3, "caption features": 1, "perplexity": 1}
-GROUPS |= {"real": 1, "samples": 1}
+GROUPS |= {"real": 1, "samples": 1, "set": 1}
 # The settings that a group's scores depend on beside the measured set: which real pictures it is compared with.
 SIZES = {group: ("prompts", "noises") for group in ("truth", "features", "pixels")}
 SHOWN = 8  # samples a set that are kept for figures
@@ -56,6 +56,8 @@ class Instruments:
     spaces: dict[str, object]
     oracle: Oracle | None
     language: Language | None
+    # Measured set -> its kept samples and their prompts, filled while measuring; the experiment writes them out.
+    shown: dict[str, tuple] = field(default_factory=dict)
     _drawn: dict = field(default_factory=dict)  # what was sampled: drawing takes longer than looking a score up
 
     @cached_property
@@ -152,7 +154,7 @@ def open_instruments(study: Study, device: str) -> Instruments:
     return Instruments(
         study,
         spaces,
-        Oracle(s.models_folder / "oracle", device) if study.world.truth else None,
+        study.oracle,
         Language(language, device) if language.is_dir() else None,
     )
 
@@ -160,31 +162,74 @@ def open_instruments(study: Study, device: str) -> Instruments:
 Scores = dict[str, tuple[float, int] | str]  # metric -> (value, n), or why it could not be computed
 
 
-def measure_generator(study: Study, tools: Instruments, weights: Weights, seed: int) -> list[dict]:
-    """Rows of one generator (without experiment, arm, seed, generation)."""
+Makers = list[tuple[str, Weights]]  # models by name; of several, every sample is made by the next in turn
+
+
+def measure_member(study, tools, protocol: Protocol, member: Member, weights: Weights, seed: int, g: int) -> list[dict]:
+    """Rows of one model of a chain (without experiment, arm, seed, generation)."""
+    maker = [(member.model, weights)]
+    if member.role == "generator":
+        rows = measure_generator(study, tools, maker, seed)
+    else:
+        rows = measure_captioner(study, tools, maker, seed, protocol, g)
+    return [r | {"modality": MODALITY[member.role], "model": member.label} for r in rows]
+
+
+def measure_pool(study: Study, tools: Instruments, role: str, makers: Makers) -> list[dict]:
+    """Rows of several models together, as if they were one (model "pool"): its variance shows how they differ."""
     s = study.settings
-    prompts = tools.prompts
+    if role == "generator":
+        rows = _score_pictures(study, tools, makers, tools.prompts, s.noises, 1.0, "test", full=True)
+    else:
+        real = tools.sample("test", s.captions)
+        rows = _score_captions(study, tools, makers, real, _matched(study, makers), "sampled", "test", full=True)
+    return [r | {"modality": MODALITY[role], "model": "pool"} for r in rows]
+
+
+def measure_student(study: Study, tools: Instruments, role: str, weights: Weights, number: int) -> list[dict]:
+    """Rows of a fresh base model that was trained on a generation's data: what it gets right (model "student 0")."""
+    s, maker = study.settings, [(study.zoo[role][0], weights)]
+    if role == "generator":
+        rows = _score_pictures(study, tools, maker, tools.prompts, s.noises, 1.0, "test", full=False)
+    else:
+        real, greedy = tools.sample("test", s.captions), CaptionDecoding(max_tokens=_matched(study, maker).max_tokens)
+        rows = _score_captions(study, tools, maker, real, greedy, "greedy", "test", full=False)
+    return [r | {"modality": MODALITY[role], "model": f"student {number}"} for r in rows]
+
+
+def _matched(study: Study, makers: Makers) -> CaptionDecoding:
+    """Ancestral sampling, as long as every one of the captioners can write."""
+    decodings = [study.caption_decoding(name) for name, _ in makers]
+    return min(decodings, key=lambda d: d.max_tokens)
+
+
+def measure_generator(study: Study, tools: Instruments, maker: Makers, seed: int) -> list[dict]:
+    """Rows of one generator; of the setting measure="full" also at the default guidance and on further prompts."""
+    s = study.settings
+    prompts, full = tools.prompts, s.measure == "full"
     rows = []
-    for guidance in dict.fromkeys((1.0, s.default_guidance)):
-        rows += _score_pictures(study, tools, weights, prompts, s.noises, guidance, "test", full=True)
-    subsets = ["withheld", "uniform"] if study.world.truth else []
-    for subset in subsets:
-        rows += _score_pictures(study, tools, weights, tools.sample(subset, s.probes), 1, 1.0, subset, full=False)
-    if study.world.truth:
-        rows += _score_pictures(study, tools, weights, tools.trained_on(seed), 1, 1.0, "train", full=False)
+    for guidance in dict.fromkeys((1.0, s.default_guidance) if full else (1.0,)):
+        rows += _score_pictures(study, tools, maker, prompts, s.noises, guidance, "test", full=True)
+    if study.world.truth and full:
+        for subset in ("withheld", "uniform"):
+            rows += _score_pictures(study, tools, maker, tools.sample(subset, s.probes), 1, 1.0, subset, full=False)
+        rows += _score_pictures(study, tools, maker, tools.trained_on(seed), 1, 1.0, "train", full=False)
     return rows
 
 
-def _score_pictures(study, tools, weights, real, noises, guidance, subset, full: bool) -> list[dict]:
+def _score_pictures(study, tools, makers: Makers, real, noises, guidance, subset, full: bool) -> list[dict]:
     captions = [five[0] for five in real.captions for _ in range(noises)]
     scenes = [scene for scene in real.scenes for _ in range(noises)] if real.scenes else None
     decoding = ImageDecoding(study.settings.measure_steps, guidance)
     keys = [("measure", "generator", i) for i in range(len(captions))]
-    inputs = {"makers": weights.digest, "prompts": captions, "decoding": vars(decoding), "noise": "measure"}
+    inputs = {"makers": _digests(makers), "prompts": captions, "decoding": vars(decoding), "noise": "measure"}
 
     def make(folder):
-        adapter = study.models["generator"].hold(weights)
-        images = adapter.make(captions, decoding, keys, study.settings.compute_batch)
+        def by(adapter, rows):
+            asked, noise = [captions[i] for i in rows], [keys[i] for i in rows]
+            return adapter.make(asked, decoding, noise, study.settings.compute_batch)
+
+        images = np.stack(_in_turn(study, makers, len(captions), by))
         return {"digest": save_pairs(folder, images, captions), "n": len(captions)}
 
     item = study.store.make("pairs", inputs | {"computing": study.computing()}, make)
@@ -206,9 +251,23 @@ def _score_pictures(study, tools, weights, real, noises, guidance, subset, full:
             rows.add(name, found)
         for name in tools.reading:
             rows.add(name, scored("alignment", name, lambda n=name: alignment_scores(scored.seen(n), scored.read(n))))
-        scored.samples(np.arange(0, len(captions), noises)[:SHOWN])
+        scored.samples(np.arange(0, len(captions), noises)[:SHOWN], captions)
     scored.done()
     return rows.rows
+
+
+def _digests(makers: Makers):
+    return makers[0][1].digest if len(makers) == 1 else [weights.digest for _, weights in makers]
+
+
+def _in_turn(study, makers: Makers, n: int, by) -> list:
+    """`n` samples, the i-th by the model number i modulo their count; by(adapter, indices) makes some."""
+    out = [None] * n
+    for k, (name, weights) in enumerate(makers):
+        rows = range(k, n, len(makers))
+        for i, sample in zip(rows, by(study.models[name].hold(weights), rows) if rows else [], strict=True):
+            out[i] = sample
+    return out
 
 
 def _picture_truth(study, tools, images, scenes, noises, full) -> Scores:
@@ -267,32 +326,35 @@ def alignment_scores(seen: np.ndarray, read: np.ndarray) -> Scores:
     return {name: (value, len(seen)) for name, value in values.items()}
 
 
-def measure_captioner(
-    study: Study, tools: Instruments, weights: Weights, seed: int, protocol: Protocol, generation: int
-) -> list[dict]:
-    """Rows of one captioner (without experiment, arm, seed, generation)."""
+def measure_captioner(study, tools, maker: Makers, seed: int, protocol: Protocol, generation: int) -> list[dict]:
+    """Rows of one captioner; of the setting measure="full" also on pictures that it was trained on."""
     s = study.settings
     real = tools.sample("test", s.captions)
-    matched = study.caption_decoding((), generation)
+    matched = _matched(study, maker)
     greedy = CaptionDecoding(max_tokens=matched.max_tokens)
     rows = []
-    if protocol.data != "none":
-        rows += _score_captions(study, tools, weights, real, matched, "sampled", "test", full=True)
-        rows += _score_captions(study, tools, weights, real, greedy, "greedy", "test", full=True)
-        rows += _score_captions(study, tools, weights, tools.trained_on(seed), greedy, "greedy", "train", full=False)
+    if protocol.trains or not protocol.measured_drift:
+        rows += _score_captions(study, tools, maker, real, matched, "sampled", "test", full=True)
+        rows += _score_captions(study, tools, maker, real, greedy, "greedy", "test", full=True)
+        if s.measure == "full":
+            own = tools.trained_on(seed)
+            rows += _score_captions(study, tools, maker, own, greedy, "greedy", "train", full=False)
     if protocol.measured_drift:
-        drifted = study.caption_decoding(protocol.measured_drift, generation)
-        rows += _score_captions(study, tools, weights, real, drifted, "drifting", "test", full=True)
+        drifted = study.caption_decoding(maker[0][0], protocol.measured_drift, generation)
+        rows += _score_captions(study, tools, maker, real, drifted, "drifting", "test", full=True)
     return rows
 
 
-def _score_captions(study, tools, weights, real, decoding, measurement, subset, full: bool) -> list[dict]:
+def _score_captions(study, tools, makers: Makers, real, decoding, measurement, subset, full: bool) -> list[dict]:
     keys = [("measure", "captioner", i) for i in range(len(real.images))]
-    inputs = {"makers": weights.digest, "pictures": real.keys, "decoding": vars(decoding), "noise": "measure"}
+    inputs = {"makers": _digests(makers), "pictures": real.keys, "decoding": vars(decoding), "noise": "measure"}
 
     def make(folder):
-        adapter = study.models["captioner"].hold(weights)
-        written = adapter.make(real.images, decoding, keys, study.settings.compute_batch)
+        def by(adapter, rows):
+            noise = [keys[i] for i in rows]
+            return adapter.make(real.images[list(rows)], decoding, noise, study.settings.compute_batch)
+
+        written = _in_turn(study, makers, len(real.images), by)
         return {"digest": save_pairs(folder, real.images, written), "n": len(written)}
 
     item = study.store.make("pairs", inputs | {"computing": study.computing()}, make)
@@ -317,9 +379,59 @@ def _score_captions(study, tools, weights, real, decoding, measurement, subset, 
             )
             rows.add(name, found)
             rows.add(name, scored("alignment", name, lambda n=name: alignment_scores(scored.seen(n), scored.read(n))))
-        scored.samples(np.arange(min(SHOWN, len(real.images))))
+        scored.samples(np.arange(min(SHOWN, len(real.images))), [five[0] for five in real.captions])
     scored.done()
     return rows.rows
+
+
+def measure_set(study: Study, tools: Instruments, protocol: Protocol, pairs: Pairs) -> list[dict]:
+    """Rows of the pairs that a generation is trained on (model "set", measurement "data"): the quality of the pictures,
+    where a generator is trained on them, and of the captions, where a captioner is; and what they cost, in forward
+    passes a pair. References of a caption are the other four of the real picture that it answers to."""
+    name = f"set-{pairs.digest[:20]}"
+    inputs = tools.reference(("prompts", "noises")) | {"metric": "set", "metric version": GROUPS, "of": pairs.digest}
+    inputs |= {"instruments": tools.digests, "answers to": pairs.real.keys, "roles": protocol.trains}
+
+    def make(folder):
+        images, captions = pairs.open()
+        found = {}
+        if "generator" in protocol.trains:
+            found["image"] = _set_pictures(study, tools, images, captions, pairs.real.scenes)
+        if "captioner" in protocol.trains:
+            seen = {space: tools.spaces[space].images(images) for space in tools.reading}
+            others = [five[1:] for five in pairs.real.captions]
+            found["text"] = captions_found(study, tools, seen, captions, others, pairs.real.scenes)
+        rows = []
+        for modality, scores in found.items():
+            part = Rows("data", "chain", name)
+            for space, values in scores.items():
+                part.add(space, values)
+            part.add("cost", {"passes": (pairs.passes / len(captions), len(captions))})
+            rows += [r | {"modality": modality, "model": "set"} for r in part.rows]
+        rows = [r | {"value": None if np.isnan(r["value"]) else r["value"]} for r in rows]
+        (folder / "rows.json").write_text(json.dumps(rows, indent=1) + "\n")
+        few = list(range(min(SHOWN, len(captions))))
+        save_pairs(folder, images[few], [captions[i] for i in few], {"index": few})
+        return {"digest": digest_of(rows), "made of": [item.name for item in pairs.items]}
+
+    item = study.store.make("scores", inputs, make)
+    tools.shown[name] = (item, [five[0] for five in pairs.real.captions[:SHOWN]])
+    rows = json.loads((item.files() / "rows.json").read_text())
+    return [r | {"value": nan if r["value"] is None else r["value"]} for r in rows]
+
+
+def _set_pictures(study, tools, images, captions, scenes) -> dict[str, Scores]:
+    """All that is measured of training pictures, one a prompt, by instrument."""
+    found: dict[str, Scores] = {"pixels": _picture_pixels(tools, images)}
+    if scenes:
+        scores = _picture_truth(study, tools, images, scenes, 1, True)
+        found["oracle"] = {k: v for k, v in scores.items() if not k.startswith("nuisance")}
+    for name, space in tools.spaces.items():
+        features = space.images(images)
+        found[name] = _picture_features(tools, name, features, 0)
+        if name in tools.reading:
+            found[name] |= alignment_scores(features, space.texts(captions))
+    return found
 
 
 def _caption_truth(study, captions, scenes, full) -> Scores:
@@ -377,7 +489,7 @@ def measure_world(study: Study, tools: Instruments) -> list[dict]:
         "metric version": GROUPS,
         "of": "world and autoencoder",
     }
-    inputs |= {"instruments": tools.digests, "autoencoder": study.models["generator"].adapter.digest}
+    inputs |= {"instruments": tools.digests, "autoencoder": _first_generator(study).digest}
     inputs |= {"computing": study.computing(), "guidance": study.settings.default_guidance, "replicates": REPLICATES}
 
     def make(folder):
@@ -413,7 +525,7 @@ def _measure_world(study, tools) -> list[dict]:
     else:
         first, prompts = tools.prompts.images, [five[0] for five in tools.prompts.captions]
         add("world", 0, "image", guidances, _alone(pictures_found(study, tools, first, prompts)))
-    adapter = study.models["generator"].adapter
+    adapter = _first_generator(study)
     batches = adapter.encode(first, prompts)["latents"].split(s.compute_batch)
     through = np.concatenate([adapter.decode(batch) for batch in batches])
     found = pictures_found(study, tools, through, prompts)
@@ -426,6 +538,10 @@ def _measure_world(study, tools) -> list[dict]:
         found = captions_found(study, tools, seen, [five[k] for five in real.captions], others, real.scenes)
         add("world", k, "text", ("sampled", "greedy"), found)
     return rows
+
+
+def _first_generator(study: Study):
+    return study.models[study.zoo["generator"][0]].adapter
 
 
 def _alone(found: dict[str, Scores]) -> dict[str, Scores]:
@@ -519,15 +635,15 @@ class _Scored:
         scores = json.loads((item.files() / "scores.json").read_text())
         return {k: v if isinstance(v, str) else (nan if v[0] is None else v[0], v[1]) for k, v in scores.items()}
 
-    def samples(self, which: np.ndarray):
-        """Keep a few samples for figures."""
+    def samples(self, which: np.ndarray, prompts: list[str]):
+        """Keep a few samples, and what they answer to, for figures."""
 
         def make(folder):
             columns = {"index": [int(i) for i in which]}
             return {"digest": save_pairs(folder, self.images[which], [self.captions[i] for i in which], columns)}
 
-        self.shown = self.study.store.make("scores", self._inputs("samples") | {"shown": which.tolist()}, make)
-        SHELF[self.item.name] = self.shown
+        item = self.study.store.make("scores", self._inputs("samples") | {"shown": which.tolist()}, make)
+        self.tools.shown[self.item.name] = (item, [prompts[i] for i in which])
 
     def done(self):
         """The scores stay; the samples themselves are pruned unless the settings keep them."""
@@ -537,7 +653,3 @@ class _Scored:
 
 def _plain(value: float, n: int) -> list:
     return [None if np.isnan(value) else float(value), int(n)]
-
-
-# Name of a measured set -> its kept samples, filled while measuring; the experiment writes them beside its table.
-SHELF: dict[str, object] = {}

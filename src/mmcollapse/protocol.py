@@ -6,49 +6,158 @@ from dataclasses import dataclass
 
 from mmcollapse.errors import MMCollapseError
 
+ROLES = ("generator", "captioner")
+MODALITY = {"generator": "image", "captioner": "text"}
+
 
 @dataclass(frozen=True)
 class Protocol:
     """One arm of an experiment.
 
     arm: its name in tables and figures.
-    role: the model that is studied, "generator" (trained on pictures made from real prompts) or "captioner" (trained on
-        captions of real pictures).
-    data: where training pairs come from: "synthetic" (the role's model makes the missing half), "real", or "none" (the
-        model is frozen).
-    makers: which model makes synthetic data: "previous" generation (recursive) or "base" (generation 0).
+    trains: the roles that are trained, "generator" and "captioner"; both on the same pairs.
+    frozen: the roles that are measured and never trained.
+    pictures: whose pictures are trained on: "real" ones of the prompts, or a generator's, of the "previous" generation
+        or the "base".
+    captions: what is said of them: "given" (the real caption, or the prompt that the picture was made from), by a
+        captioner of the "previous" generation or the "base", by the "oracle" (what it sees, through the grammar), or
+        "noised" (the same, damaged as often as the captioner of the arm `noise_like` errs at that generation).
+    prompts: "real" ones every generation (anchored), or the "captions" of the generation before (closed loop).
     start: what fine-tuning starts from: the "previous" generation or the "base".
+    fresh: new prompts and pictures every generation instead of the same.
+    population: names of the models of the trained role, of which each makes an equal share of the pairs; a name that
+        comes twice means clones. (): the first of the zoo.
+    exchange: whether each model of a population is trained on the pairs of all; otherwise each makes all pairs for
+        itself alone.
+    decoding: (name, value) of what differs in the data decoding (see ImageDecoding and CaptionDecoding).
     drift: settings of the captioner's data decoding that drift with the generation (see `drifting`).
     measured_drift: the same for an additional measurement of captions, called "drifting".
+    keep: "replace" trains on this generation's pairs; "accumulate" on those of all generations so far, with as many
+        times the steps; "subsample" on as many of these as "replace" has, at equal steps.
+    anchored: real pairs of the prompts are the first of what accumulates.
+    real_share: share of the pairs that are real, 0 to 1; real_fresh: new ones every generation; real_only: the others
+        are left out.
+    pairs: number of pairs; 0 is the setting `pairs`. compute: times the steps.
+    controls: arms of the same roles that this one cannot be read without.
     """
 
     arm: str
-    role: str
-    data: str = "synthetic"
-    makers: str = "previous"
+    trains: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
+    pictures: str = "real"
+    captions: str = "given"
+    prompts: str = "real"
     start: str = "previous"
+    fresh: bool = False
+    population: tuple[str, ...] = ()
+    exchange: bool = True
+    decoding: tuple[tuple[str, float], ...] = ()
     drift: tuple[str, ...] = ()
     measured_drift: tuple[str, ...] = ()
+    keep: str = "replace"
+    anchored: bool = False
+    real_share: float = 0.0
+    real_fresh: bool = False
+    real_only: bool = False
+    pairs: int = 0
+    compute: int = 1
+    noise_like: str = ""
+    controls: tuple[str, ...] = ("real", "gen0")
 
     def __post_init__(self):
-        allowed = {
-            "role": ("generator", "captioner"),
-            "data": ("synthetic", "real", "none"),
-            "makers": ("previous", "base"),
-            "start": ("previous", "base"),
-        }
-        for name, values in allowed.items():
+        for name, values in _ALLOWED.items():
             if getattr(self, name) not in values:
-                given = getattr(self, name)
-                raise MMCollapseError(f"{name}={given!r} of arm {self.arm!r}: allowed are {', '.join(values)}")
-        for name in (*self.drift, *self.measured_drift):
-            if name not in DRIFT:
-                raise MMCollapseError(f"drift of {name!r} in arm {self.arm!r}: allowed are {', '.join(DRIFT)}")
+                self._refuse(name, f"allowed are {', '.join(values)}")
+        for name in ("trains", "frozen"):
+            for role in getattr(self, name):
+                if role not in ROLES:
+                    self._refuse(name, f"roles are {', '.join(ROLES)}")
+        if both := set(self.trains) & set(self.frozen):
+            self._refuse("frozen", f"the {both.pop()} is also to be trained; it can be one or the other")
+        if not self.roles:
+            self._refuse("trains", "nothing is trained and nothing is measured")
+        for name in ("drift", "measured_drift"):
+            if unknown := [n for n in getattr(self, name) if n not in DRIFT]:
+                raise MMCollapseError(f"{name} of {unknown[0]!r} in arm {self.arm!r}: allowed are {', '.join(DRIFT)}")
+        if not 0 <= self.real_share <= 1:
+            self._refuse("real_share", "allowed are 0 to 1")
+        if self.real_only and not self.real_share:
+            self._refuse("real_only", "there is no real part (real_share is 0)")
+        makers = {"generator": self.pictures, "captioner": self.captions}
+        for role, whose in makers.items():
+            if whose == "previous" and role not in self.trains:
+                name = "pictures" if role == "generator" else "captions"
+                self._refuse(name, f"the {role} is not trained, so it has no previous generation; say 'base'")
+        if self.population and (len(self.trains) != 1 or self.frozen):
+            self._refuse("population", "populations are of one role")
+        if (self.captions == "noised") != bool(self.noise_like):
+            self._refuse("noise_like", "captions='noised' needs the arm whose errors it copies, and nothing else does")
+        if self.pairs < 0 or self.compute < 1:
+            self._refuse("pairs" if self.pairs < 0 else "compute", "must be positive")
+
+    def _refuse(self, name: str, why: str):
+        raise MMCollapseError(f"{name}={getattr(self, name)!r} of arm {self.arm!r}: {why}")
 
     @property
-    def modality(self) -> str:
-        return "image" if self.role == "generator" else "text"
+    def roles(self) -> tuple[str, ...]:
+        """Everything that is measured."""
+        return tuple(role for role in ROLES if role in (*self.trains, *self.frozen))
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(MODALITY[role] for role in self.roles)
+
+    @property
+    def name(self) -> str:
+        """Of the chain, for people: roles and arm."""
+        return f"{' and '.join(self.roles)} {self.arm}"
+
+    def parts(self, pairs: int) -> tuple[int, int]:
+        """How many of `pairs` pairs are synthetic and how many real. MMCollapseError: a part has none, or the synthetic
+        one less than a pair for each model that makes it."""
+        kept = round(self.real_share * pairs)
+        if self.real_share and not kept:
+            self._refuse("real_share", f"of {pairs} pairs that is none")
+        if self.real_only or self.real_share == 1:
+            return 0, kept
+        if pairs - kept < (makers := len(self.population) if self.exchange and self.population else 1):
+            raise MMCollapseError(
+                f"setting pairs={pairs}: too few for arm {self.arm!r}, where {makers} model{'s' * (makers > 1)} make"
+                f"{'s' * (makers == 1)} {pairs - kept} of them"
+            )
+        return pairs - kept, kept
+
+    def members(self, zoo: dict[str, tuple[str, ...]]) -> list[Member]:
+        """The models of the chain. zoo: names of models by role, the first being the default."""
+        out = []
+        for role in self.roles:
+            names = self.population or zoo[role][:1]
+            out += [Member(role, name, names[:k].count(name)) for k, name in enumerate(names)]
+        return out
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of a chain. copy: 0, or the number of a clone of the same base model."""
+
+    role: str
+    model: str
+    copy: int = 0
+
+    @property
+    def label(self) -> str:
+        """Its name in the column `model` of a table."""
+        name = self.model.rstrip("/").rpartition("/")[2]  # of a folder of the user's its last part
+        return f"{name} clone {self.copy + 1}" if self.copy else name
+
+
+_ALLOWED = {
+    "pictures": ("real", "previous", "base"),
+    "captions": ("given", "previous", "base", "oracle", "noised"),
+    "prompts": ("real", "captions"),
+    "start": ("previous", "base"),
+    "keep": ("replace", "accumulate", "subsample"),
+}
 
 # The settings that drift in the public code's captioning schedule.
 DRIFT = ("temperature", "top_p", "top_k", "beams", "repetition_penalty", "no_repeat", "length")
@@ -77,34 +186,3 @@ def drifting(generation: int, what: tuple[str, ...], vocabulary: int, reference_
     }
     chosen = {("min_tokens" if k == "length" else k): v for k, v in values.items() if k in what}
     return CaptionDecoding(**{"temperature": 1.0, "max_tokens": max_tokens} | chosen)
-
-
-# Experiment 1, variance (claims C1-C3 and question Q1). Every arm but the frozen ones has its controls real and gen0.
-VARIANCE = (
-    Protocol("recursive", "generator"),
-    Protocol("real", "generator", data="real"),
-    Protocol("gen0", "generator", makers="base"),
-    Protocol("recursive", "captioner", measured_drift=DRIFT),
-    Protocol("real", "captioner", data="real", measured_drift=DRIFT),
-    Protocol("gen0", "captioner", makers="base", measured_drift=DRIFT),
-    Protocol("recursive-drift", "captioner", drift=DRIFT, measured_drift=DRIFT),
-    Protocol("gen0-drift", "captioner", makers="base", drift=DRIFT, measured_drift=DRIFT),
-    Protocol("frozen-drift", "captioner", data="none", measured_drift=DRIFT),
-    Protocol("frozen-length", "captioner", data="none", measured_drift=("length",)),
-    Protocol("frozen-temperature", "captioner", data="none", measured_drift=("temperature",)),
-)
-
-EXPERIMENTS = {"01_variance": VARIANCE}
-
-
-def arms_of(experiment: str, arms: str = "") -> list[Protocol]:
-    """The protocols of an experiment, or those whose arm is named in the comma-separated `arms`."""
-    protocols = EXPERIMENTS[experiment]
-    if not arms:
-        return list(protocols)
-    wanted = [a.strip() for a in arms.split(",")]
-    known = {p.arm for p in protocols}
-    for arm in wanted:
-        if arm not in known:
-            raise MMCollapseError(f"arms={arms!r}: {experiment} has no arm {arm!r}; it has {', '.join(sorted(known))}")
-    return [p for p in protocols if p.arm in wanted]

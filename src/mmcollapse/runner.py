@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mmcollapse.claims import say
 from mmcollapse.errors import MMCollapseError
-from mmcollapse.protocol import EXPERIMENTS, arms_of
+from mmcollapse.experiments import EXPERIMENTS, arms_of
 from mmcollapse.settings import ROOT, Settings, load_settings
 from mmcollapse.stats import SEEDS_NEEDED
 from mmcollapse.table import read_table
@@ -36,12 +36,17 @@ def chosen(only: str | None) -> list[str]:
     return [only] if only else names
 
 
-def parameters(profile: str, changes: dict) -> tuple[Settings, dict]:
-    """The settings, refused by name if anything is wrong with them, and what a notebook needs to be told to get them.
-    Folders become absolute: a kernel may run elsewhere than where the command was given."""
-    settings = load_settings(profile, **changes)
-    named = {name: getattr(settings, name) for name in FOLDERS}
-    return settings, {"profile": profile} | changes | {n: str(Path(v).absolute()) for n, v in named.items() if v}
+def parameters(profile: str, changes: dict, names: list[str]) -> tuple[dict[str, Settings], dict]:
+    """The settings by notebook, refused by name if anything is wrong with them, and what a notebook needs to be told to
+    get them. Folders become absolute: a kernel may run elsewhere than where the command was given."""
+    settings = {name: load_settings(profile, name, **changes) for name in names}
+    first = settings[names[0]]
+    named = {name: getattr(first, name) for name in FOLDERS}
+    told = {"profile": profile} | changes | {n: str(Path(v).absolute()) for n, v in named.items() if v}
+    for name in told.keys() & {"generators", "captioners"}:
+        models = [str(Path(m).absolute()) if "/" in m else m for m in told[name].split(",")]
+        told[name] = ",".join(models)
+    return settings, told
 
 
 @dataclass
@@ -57,11 +62,15 @@ class Outcome:
 
 def run(profile: str, changes: dict, only: str | None = None) -> int:
     """Run the notebooks and say what was made; 0, or 1 if any failed, or 130 if interrupted."""
-    settings, told = parameters(profile, changes)
     names = chosen(only)
+    settings, told = parameters(profile, changes, names)
+    if len(names) > 1 and settings[names[0]].arms:
+        raise MMCollapseError(
+            f"arms={settings[names[0]].arms!r}: of which experiment? Name it, such as ONLY={names[0]}"
+        )
     for name in names:
-        arms_of(name, settings.arms)
-        if (table := settings.results_folder / f"{name}.parquet").is_file() and _tracked(table):
+        arms_of(name, settings[name])
+        if (table := settings[name].results_folder / f"{name}.parquet").is_file() and _tracked(table):
             raise MMCollapseError(
                 f"{_short(table)} is shipped, and no run writes over it: give another folder (RESULTS=...)"
             )
@@ -71,11 +80,11 @@ def run(profile: str, changes: dict, only: str | None = None) -> int:
     try:
         for i, name in enumerate(names, 1):
             print(f"[{i}/{len(names)}] {name}, profile {profile}: libraries and models are loading", flush=True)
-            outcomes.append(run_notebook(name, settings, told))
+            outcomes.append(run_notebook(name, settings[name], told))
     except KeyboardInterrupt:
-        print(f"\nmmcollapse: interrupted. {resume(settings)}", file=sys.stderr)
+        print(f"\nmmcollapse: interrupted. {resume(settings[names[0]])}", file=sys.stderr)
         return 130
-    report(outcomes, settings)
+    report(outcomes, settings[names[0]])
     return 1 if any(o.problem for o in outcomes) else 0
 
 
@@ -149,13 +158,13 @@ def report(outcomes: list[Outcome], settings: Settings):
     for path in (p for o in outcomes for p in o.files):
         print(f"  {_short(path):<60} {path.stat().st_size / 1024:8,.0f} KiB")
     for o in outcomes:
-        if not o.problem:
-            print("\n" + _verdicts(settings.results_folder / f"{o.name}.parquet"))
-    print("\n" + "".join(f"{h:>14}" for h in ("seconds", *STAGES, "other", "all")))
+        if not o.problem and EXPERIMENTS.get(o.name):
+            print("\n" + _verdicts(o.name, settings.results_folder / f"{o.name}.parquet"))
+    print("\n" + f"{'seconds':>24}" + "".join(f"{h:>14}" for h in (*STAGES, "other", "all")))
     for o in outcomes:
         values = [o.seconds[s] for s in STAGES]
         values += [o.seconds["all"] - sum(values), o.seconds["all"]]
-        print(f"{o.name:>14}" + "".join(f"{v:14.1f}" for v in values))
+        print(f"{o.name:>24}" + "".join(f"{v:14.1f}" for v in values))
     print("  other: starting a process and a kernel, imports, opening models, statistics")
     if settings.seeds < SEEDS_NEEDED:
         few = "one seed decides" if settings.seeds == 1 else f"{settings.seeds} seeds decide"
@@ -167,9 +176,9 @@ def report(outcomes: list[Outcome], settings: Settings):
         print(resume(settings, failed[0].name), file=sys.stderr)
 
 
-def _verdicts(table: Path) -> str:
-    """A line for each claim, from the table."""
-    lines = say(read_table(table)).splitlines()
+def _verdicts(name: str, table: Path) -> str:
+    """A line for each claim, from the table of an experiment."""
+    lines = say({name: read_table(table)}).splitlines()
     return "\n".join(line.replace("**", "") for line in lines if line.startswith("- "))
 
 
@@ -200,8 +209,9 @@ def prepare(name: str, told: dict, copy: Path) -> Path:
 
 def validate(changes: dict, only: str | None = None) -> int:
     """Run copies of the notebooks at `smoke` through nbval, which checks that no cell raises; pytest's exit status."""
-    settings, told = parameters("smoke", changes)
-    copies = [prepare(n, told, settings.results_folder / "validate" / f"{n}.ipynb") for n in chosen(only)]
+    names = chosen(only)
+    settings, told = parameters("smoke", changes, names)
+    copies = [prepare(n, told, settings[n].results_folder / "validate" / f"{n}.ipynb") for n in names]
     pytest = [
         sys.executable,
         "-m",

@@ -27,7 +27,13 @@ class Settings:
     world: str = "scenes"  # "scenes" or "photos"
     data: str = ""  # folder of the photos world
     models: str = ""  # folder of the base models; "" is data/models/<world>
+    generators: str = (
+        "generator"  # comma-separated: folders in `models`, or paths of your own; the first is the default
+    )
+    captioners: str = "captioner"  # the same for captioners; only 03_diversity uses more than the first
     arms: str = ""  # comma-separated arms; "" is all of the experiment
+    roles: str = ""  # "generator" or "captioner": only the arms of these; "" is both
+    grid: str = "corners"  # how many arms: "full", or the "corners" that show the phenomenon
     seeds: int = 1  # chains an arm
     first_seed: int = 0  # seeds are first_seed, first_seed + 1, ...
     generations: int = 3
@@ -56,8 +62,22 @@ class Settings:
     noises: int = 4  # pictures a prompt
     probes: int = 32  # withheld, uniform and training prompts, one picture each; test and training pictures captioned
     captions: int = 64  # test pictures captioned
+    measure: str = (
+        "brief"  # "full": generators also at the default guidance and on the probes, captioners on training ones
+    )
+    students: int = 1  # fresh base models trained on a generation's data: how robust is it? 0: none
+    student_generations: str = "1,3,5,8,10"  # the generations whose data they are trained on
     spaces: str = "judge,judge-2"  # feature spaces, comma-separated: judge, judge-2, inception, clip, dino
     instruments: str = ""  # folder of inception/, clip/ and dino/; "" is data/models/instruments
+    # the values of what an experiment varies, comma-separated
+    grid_steps: str = "2,4,10,20,50"  # denoising steps
+    grid_guidance: str = "1,1.5,3,6,10"
+    grid_beams: str = "1,2,5"
+    grid_temperature: str = "0.5,1,1.5"
+    grid_length: str = "6,12,24"  # most tokens of a caption
+    grid_real: str = "10,25,50,75"  # per cent of real pairs
+    grid_pairs: str = "125,500,2000"
+    populations: str = "1,3"  # models that feed one pool
     # computing
     device: str = "cpu"  # "cpu", "cuda" or "auto"
     dtype: str = "float32"  # of the computing: "float32" or "bfloat16"; weights are float32
@@ -83,6 +103,10 @@ class Settings:
     @property
     def models_folder(self) -> Path:
         return Path(self.models) if self.models else ROOT / "data" / "models" / self.world
+
+    def model_folder(self, name: str) -> Path:
+        """Of a model of the zoo by its name, or the folder itself if a path is given."""
+        return Path(name) if "/" in name else self.models_folder / name
 
     @property
     def instruments_folder(self) -> Path:
@@ -128,11 +152,14 @@ _RANGES = {
     "prompts": (2, 10**5),
     "noises": (2, 1000),
     "probes": (2, 10**5),
+    "students": (0, 1000),
     "captions": (2, 10**5),
     "compute_batch": (1, 10**5),
 }
 _CHOICES = {
     "world": ("scenes", "photos"),
+    "grid": ("corners", "full"),
+    "measure": ("brief", "full"),
     "keep_weights": ("last", "all"),
     "keep_pictures": ("none", "all"),
     "method": ("full", "lora"),
@@ -146,8 +173,11 @@ def profiles() -> list[str]:
     return sorted(p.stem for p in PROFILES.glob("*.toml"))
 
 
-def load_settings(profile: str, **changes) -> Settings:
-    """Settings of a profile with changes on top; a change of None means "from the profile"."""
+def load_settings(profile: str, experiment: str = "", **changes) -> Settings:
+    """Settings of a profile with changes on top; a change of None means "from the profile". What a profile says of one
+    experiment (a table of its name) comes before what it says of all."""
+    from mmcollapse.experiments import EXPERIMENTS  # here, for it imports this module
+
     path = PROFILES / f"{profile}.toml"
     if not path.is_file():
         raise MMCollapseError(f"profile={profile!r}: allowed are {', '.join(profiles())}")
@@ -156,11 +186,15 @@ def load_settings(profile: str, **changes) -> Settings:
     except tomllib.TOMLDecodeError as error:
         raise MMCollapseError(f"profile {path} is damaged: {error}") from error
     known = {f.name for f in fields(Settings)}
-    values |= {k: v for k, v in changes.items() if v is not None}
-    for name in values:
+    tables = {name: values.pop(name) for name, value in list(values.items()) if isinstance(value, dict)}
+    if unknown := [name for name in tables if name not in EXPERIMENTS]:
+        raise MMCollapseError(f"profile {path} has a table [{unknown[0]}]; experiments are {', '.join(EXPERIMENTS)}")
+    changes = {k: v for k, v in changes.items() if v is not None}
+    for name, value in (pair for part in (values, *tables.values(), changes) for pair in part.items()):
         if name not in known:
             named = ", ".join(sorted(known))
-            raise MMCollapseError(f"setting {name}={values[name]!r} is unknown; settings are {named}")
+            raise MMCollapseError(f"setting {name}={value!r} is unknown; settings are {named}")
+    values |= tables.get(experiment, {}) | changes
     return Settings(**values | {"profile": profile})
 
 
@@ -169,15 +203,18 @@ PLAIN = (str, int, float, bool, list, dict, tuple, NoneType)  # what papermill c
 _IPYTHON = {"In", "Out", "exit", "quit", "get_ipython", "open", "papermill_description"}
 
 
-def configure(namespace: dict) -> Settings:
-    """Settings from a notebook: call as `configure(globals())` in the cell after the parameters. Any plain value whose
-    name is no setting is refused, for papermill itself only warns and goes on with the default."""
+def configure(namespace: dict, experiment: str) -> Settings:
+    """Settings from a notebook: call as `configure(globals(), "01_variance")` in the cell after the parameters. Any
+    plain value whose name is no setting is refused, for papermill itself only warns and goes on with the default."""
     values = {
         name: value
         for name, value in namespace.items()
         if not name.startswith("_") and name not in _IPYTHON and isinstance(value, PLAIN)
     }
-    return load_settings(**{"profile": "nano"} | values)
+    profile = values.pop("profile", "nano")
+    if "experiment" in values:  # it is no parameter of the notebook
+        raise MMCollapseError(f"setting experiment={values['experiment']!r} is unknown: this notebook is {experiment}")
+    return load_settings(profile, experiment, **values)
 
 
 def parse_changes(pairs: list[str]) -> dict:

@@ -421,3 +421,31 @@ def _permutation_p(x: np.ndarray, y: np.ndarray) -> float:
 def _resampled_spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     which = np.random.default_rng(0).integers(len(x), size=(DRAWS, len(x)))
     return _mean_spearman(x[which], y[which])
+
+
+# ---- a curve over a knob
+
+
+def log_quadratic(frame: pd.DataFrame) -> pd.DataFrame:
+    """How an outcome depends on a positive number x: least squares of value = a + b ln x ("linear") and of value =
+    a + b ln x + c (ln x)^2 ("quadratic"), for each seed by itself.
+
+    frame: columns seed, x (above 0), value; a seed that lacks a finite value for one of the x is left out. Returns a
+    frame indexed by (fit, term), terms "intercept", "slope" and "curvature": estimate (mean over seeds), low, high (95%
+    t interval over seeds; NaN for one) and seeds. Without a seed, or with fewer numbers x than terms, NaN. An x not
+    above 0, or two values of a seed at one x: MMCollapseError."""
+    if (frame.x <= 0).any():
+        raise MMCollapseError(f"x = {frame.x[frame.x <= 0].iloc[0]:g} has no logarithm")
+    if (twice := frame.duplicated(["seed", "x"])).any():
+        raise MMCollapseError(f"more than one value for seed {frame.seed[twice].iloc[0]}")
+    wide = frame.pivot(index="x", columns="seed", values="value").sort_index()
+    wide = wide.loc[:, np.isfinite(wide).all()]
+    logs, terms, out = np.log(wide.index.to_numpy(float)), ("intercept", "slope", "curvature"), {}
+    for fit, count in (("linear", 2), ("quadratic", 3)):
+        known = wide.shape[1] > 0 and len(logs) >= count
+        found = np.linalg.lstsq(np.vander(logs, count, increasing=True), wide.to_numpy(float))[0] if known else None
+        for k, term in enumerate(terms[:count]):
+            low, high = t_interval(found[k]) if known else (math.nan, math.nan)
+            out[fit, term] = (float(found[k].mean()) if known else math.nan, low, high, wide.shape[1])
+    index = pd.MultiIndex.from_tuples(out, names=["fit", "term"])
+    return pd.DataFrame(list(out.values()), index, columns=["estimate", "low", "high", "seeds"])

@@ -5,50 +5,58 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from mmcollapse.experiments import arms_of
 from mmcollapse.figures import FIGURES
-from mmcollapse.models.captioner import CaptionDecoding
-from mmcollapse.protocol import Protocol, arms_of
 from mmcollapse.settings import Settings, as_dict
 from mmcollapse.store import KINDS, Store
-from mmcollapse.table import read_table
+from mmcollapse.table import progress_path, read_table
+
+ALL_ENDINGS = (".parquet", ".samples.parquet", ".json", ".ipynb")
+# they read the others' tables
+ENDINGS = {"05_quality_robustness": (".parquet", ".ipynb"), "07_claims": (".parquet", ".md", ".ipynb")}
 
 
-def status(settings: Settings, experiments: list[str]) -> str:
-    """The state of `experiments` as text: arms x seeds x generations in the table and in the store, and the files."""
-    store = Store(settings.runs_folder)
-    made = Made(store, settings)
-    counts = ", ".join(f"{sum(i.kind == kind for i in made.items):,} {kind}" for kind in KINDS)
-    seeds = list(range(settings.first_seed, settings.first_seed + settings.seeds))
-    plan = f"{settings.seeds} seed{'s' * (settings.seeds > 1)}, generations 0-{settings.generations}"
-    lines = [f"profile {settings.profile}: {plan}; store {store.root}: {counts}"]
-    for name in experiments:
-        lines += ["", name, *_files(name, settings), *_other_settings(name, settings)]
-        path = settings.results_folder / f"{name}.parquet"
-        table = read_table(path) if path.is_file() else None
-        total, all_done = (settings.generations + 1) * len(seeds), True
-        for p in arms_of(name, settings.arms):
+def status(settings: dict[str, Settings]) -> str:
+    """The state of experiments as text: arms x seeds x generations in the table, how far chains are that are not in it
+    yet, and the files. settings: by experiment."""
+    lines = []
+    for name, s in settings.items():
+        if not lines:
+            store = Store(s.runs_folder)
+            items = store.items() if Path(store.root).is_dir() else []
+            counts = ", ".join(f"{sum(i.kind == kind for i in items):,} {kind}" for kind in KINDS)
+            lines += [f"profile {s.profile}; store {store.root}: {counts}"]
+        plan = f"{s.seeds} seed{'s' * (s.seeds > 1)}, generations 0-{s.generations}"
+        protocols = arms_of(name, s)
+        lines += ["", name + (f": {plan}" if protocols else ""), *_files(name, s), *_other_settings(name, s)]
+        path, progress = s.results_folder / f"{name}.parquet", progress_path(s.results_folder, name)
+        table = read_table(path) if path.is_file() and protocols else None
+        reached = json.loads(progress.read_text()) if progress.is_file() and items else {}
+        seeds = range(s.first_seed, s.first_seed + s.seeds)
+        total, all_done = (s.generations + 1) * len(seeds), _made(name, s)[0].is_file()
+        for p in protocols:
             have = set()
             if table is not None:
-                rows = table[(table.arm == p.arm) & (table.modality == p.modality)]
+                rows = table[(table.arm == p.arm) & (table.modality == p.modalities[0])]
                 have = set(zip(rows.seed, rows.generation, strict=True))
-            lacks = [(s, g) for s in seeds for g in range(settings.generations + 1) if (s, g) not in have]
-            line = f"  {p.role + ' ' + p.arm:<30} in the table {total - len(lacks):>3} of {total}"
-            if p.data != "none":
-                trained = sum(made.generations(p, seed) for seed in seeds)
-                line += f", trained in the store {trained:>3} of {settings.generations * len(seeds)}"
+            lacks = [(k, g) for k in seeds for g in range(s.generations + 1) if (k, g) not in have]
+            line = f"  {p.name:<44} in the table {total - len(lacks):>3} of {total}"
             if lacks:
                 all_done = False
-                line += f"; missing: seed {lacks[0][0]} generation {lacks[0][1]}" + " and later" * (len(lacks) > 1)
+                done = sum(min(reached.get(f"{p.name} seed {k}", -1), s.generations) + 1 for k in seeds)
+                line += f", measured in the store {done:>3}; missing: seed {lacks[0][0]} generation {lacks[0][1]}"
+                line += " and later" * (len(lacks) > 1)
             lines.append(line)
         lines.append("  complete" if all_done else "  to make what is missing: make reproduce, with the same variables")
     return "\n".join(lines)
 
 
+def _made(name: str, settings: Settings) -> list[Path]:
+    return [settings.results_folder / f"{name}{ending}" for ending in ENDINGS.get(name, ALL_ENDINGS)]
+
+
 def _files(name: str, settings: Settings) -> list[str]:
-    files = [
-        settings.results_folder / f"{name}{ending}" for ending in (".parquet", ".samples.parquet", ".json", ".ipynb")
-    ]
-    lines = [f"  {'there  ' if path.is_file() else 'missing'} {path}" for path in files]
+    lines = [f"  {'there  ' if path.is_file() else 'missing'} {path}" for path in _made(name, settings)]
     drawn = [settings.figures_folder / f"{name}_{figure}.png" for figure in FIGURES.get(name, {})]
     return [*lines, f"  {sum(p.is_file() for p in drawn)} of {len(drawn)} figures in {settings.figures_folder}"]
 
@@ -76,46 +84,3 @@ def _other_settings(name: str, settings: Settings) -> list[str]:
     aside |= {"world", "keep_weights", "keep_pictures"}
     other = [f"{k} {then[k]} (now {now[k]})" for k in now if k not in aside and k in then and then[k] != now[k]]
     return [f"  the table was made with other settings: {', '.join(other)}"] if other else []
-
-
-class Made:
-    """What a store has of chains with these settings. Names in it know no arm: arms are told by their data."""
-
-    def __init__(self, store: Store, settings: Settings):
-        self.settings = settings
-        self.items = store.items() if Path(store.root).is_dir() else []
-        self.pairs = {item.digest: item for item in self.items if item.kind == "pairs" and "seed" in item.inputs}
-        self.weights: dict[tuple, list] = {}
-        for item in self.items:
-            if item.kind == "weights":
-                self.weights.setdefault(tuple(item.inputs["seed"]), []).append(item)
-
-    def generations(self, protocol: Protocol, seed: int) -> int:
-        """Up to which generation a chain is trained."""
-        parents = None
-        for g in range(1, self.settings.generations + 1):
-            found = [w for w in self.weights.get((seed, g, protocol.role), []) if self._fits(w, protocol, seed, g)]
-            if parents is not None and protocol.start == "previous":
-                found = [w for w in found if w.inputs["parent"] in parents]
-            if not found:
-                return g - 1
-            parents = {w.digest for w in found}
-        return self.settings.generations
-
-    def _fits(self, weights, protocol: Protocol, seed: int, generation: int) -> bool:
-        s, recipe = self.settings, weights.inputs["recipe"]
-        wanted = {"steps": s.steps, "batch": s.batch, "warmup": s.warmup, "method": s.method, "dtype": s.dtype}
-        wanted |= {"lr": s.lr_generator if protocol.role == "generator" else s.lr_captioner}
-        if any(recipe[k] != v for k, v in wanted.items()) or weights.facts["n"] != s.pairs:
-            return False
-        pairs = self.pairs.get(weights.inputs["pairs"])
-        if protocol.data == "real" or pairs is None:
-            return protocol.data == "real" and pairs is None
-        by = generation - 1 if protocol.makers == "previous" else 0
-        decoding = pairs.inputs["decoding"]
-        if protocol.role == "generator":
-            as_asked = decoding == {"steps": s.data_steps, "guidance": s.data_guidance}
-        else:
-            matched = decoding == vars(CaptionDecoding(temperature=1.0, max_tokens=decoding["max_tokens"]))
-            as_asked = matched != bool(protocol.drift)
-        return as_asked and pairs.inputs["seed"] == [seed, by, protocol.role]

@@ -11,9 +11,9 @@ import pandas as pd
 from mmcollapse.disk import write_whole
 from mmcollapse.errors import StoreFull, TrainingDiverged
 from mmcollapse.experiment import Progress, open_study
+from mmcollapse.experiments import real
 from mmcollapse.loop import run_chain
-from mmcollapse.measure import measure_captioner, measure_generator
-from mmcollapse.protocol import Protocol
+from mmcollapse.measure import measure_member
 from mmcollapse.settings import Settings
 from mmcollapse.stats import late_generations
 
@@ -31,6 +31,7 @@ def sweep(settings: Settings) -> pd.DataFrame:
     study, tools = open_study(settings)
     grid = [(role, rate, steps) for role in DECIDES for rate in RATES for steps in STEPS]
     progress, rows = Progress(len(grid) * len(SEEDS), settings.generations), []
+    noted = settings.results_folder / "00_recipe.progress.json"
     look = {0, *late_generations(settings.generations)}
     for role, rate, steps in grid:
         lr = rate * getattr(settings, f"lr_{role}")
@@ -38,7 +39,7 @@ def sweep(settings: Settings) -> pd.DataFrame:
         study.say = lambda chain, g, stage, at=f", rate {lr:g}, {study.settings.steps} steps": progress.stage(
             chain + at, g, stage
         )
-        protocol = Protocol("real", role, data="real")
+        protocol = real(role)
         for seed in SEEDS:
             common = {
                 "role": role,
@@ -48,15 +49,13 @@ def sweep(settings: Settings) -> pd.DataFrame:
                 "metric": "all_right",
             }
 
-            def measure(weights, g, role=role, seed=seed, common=common, protocol=protocol):
+            def measure(weights, g, sets, seed=seed, common=common, protocol=protocol):
                 if g in look:
-                    if role == "generator":
-                        found = measure_generator(study, tools, weights, seed)
-                    else:
-                        found = measure_captioner(study, tools, weights, seed, protocol, g)
+                    ((member, held),) = weights.items()
+                    found = measure_member(study, tools, protocol, member, held, seed, g)
                     found = [r for r in found if r["metric"] == "all_right" and r["subset"] == "test"]
                     rows.extend({k: r[k] for k in COLUMNS if k in r} | common | {"generation": g} for r in found)
-                progress.generation()
+                progress.generation(f"{common['role']} {common['learning_rate']:g} {seed}", g, noted)
 
             try:
                 study.retire(run_chain(study, protocol, seed, measure))

@@ -16,22 +16,30 @@ COLUMNS = {
     "arm": "str",
     "seed": "int64",
     "generation": "int64",
+    "model": "str",  # "generator", "captioner-blip", ...; "pool" of several; "set" of training pairs; "student 0"; ""
     "modality": "str",  # "image" or "text"
     "measurement": "str",  # the decoding that was measured: "guidance 1", "sampled", "greedy", "drifting", ...
-    "subset": "str",  # "test", "withheld", "uniform", "train"
+    "subset": "str",  # "test", "withheld", "uniform", "train"; "chain": the pairs that were trained on
     "metric": "str",
     "space": "str",  # what it was measured in: a feature space ("judge", "clip", ...), "oracle", "parser", "words", ...
     "value": "float64",
     "missing": "str",  # why the value could not be computed; "" where it was
     "n": "int64",  # samples behind the value
     "hash": "str",  # store name of what was measured
+    "claims": "str",  # hash of the claims file at the time of the run; "" before there was one
 }
-KEY = [c for c in COLUMNS if c not in ("value", "missing", "n", "hash")]
+KEY = [c for c in COLUMNS if c not in ("value", "missing", "n", "hash", "claims")]
+
+
+def progress_path(results: Path, experiment: str) -> Path:
+    """The file that says, while an experiment runs, how far each chain is."""
+    return results / f"{experiment}.progress.json"
 
 
 def to_table(rows: list[dict]) -> pd.DataFrame:
     """Rows as a table in canonical order, so that equal results give equal bytes. Duplicate keys are refused."""
-    table = pd.DataFrame([{"missing": ""} | r for r in rows], columns=list(COLUMNS)).astype(COLUMNS)
+    rows = [{"missing": "", "model": "", "claims": ""} | r for r in rows]
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
     twice = table[table.duplicated(KEY, keep=False)]
     if len(twice):
         raise MMCollapseError(f"the table has two values for {dict(twice.iloc[0][KEY])}")
@@ -70,10 +78,11 @@ def merge(tables: list[pd.DataFrame]) -> pd.DataFrame:
 
 def check_complete(table: pd.DataFrame, arms: list[tuple[str, str]], seeds: list[int], generations: int):
     """Refuse a table that lacks a chain, a generation or a metric of an arm, or has a value that is not finite and not
-    marked as missing. arms: (modality, arm) pairs."""
+    marked as missing. arms: (modality, arm) pairs. Of training sets and students there is only what was asked for."""
+    models = table[(table.model != "set") & ~table.model.str.startswith("student")]
     for modality, arm in arms:
-        part = table[(table.modality == modality) & (table.arm == arm)]
-        names = ["measurement", "subset", "metric", "space"]
+        part = models[(models.modality == modality) & (models.arm == arm)]
+        names = ["model", "measurement", "subset", "metric", "space"]
         every = set(map(tuple, part[names].values))
         for seed in seeds:
             chain = part[part.seed == seed]

@@ -106,7 +106,7 @@ def _of_figure(file: Path, results: Path) -> tuple[list[str], str, Path, pd.Data
 
 def _over_seeds(rows: pd.DataFrame) -> list[str]:
     """Where rows differ in the seed alone: their mean and range, a line a value."""
-    names = [c for c in COLUMNS if c not in ("experiment", "seed", "value", "missing", "n", "hash")]
+    names = [c for c in COLUMNS if c not in ("experiment", "seed", "value", "missing", "n", "hash", "claims")]
     lines = []
     for key, some in rows.groupby(names, sort=False):
         if some.seed.nunique() > 1:
@@ -131,33 +131,59 @@ class Lineages:
     def __init__(self, store: Store, made: dict):
         self.store, items = store, store.items() if store.root.is_dir() else []
         self.names = {item.name: item for item in items}
+        items = sorted(items, key=lambda item: item.manifest["made_at"], reverse=True)  # of equals the first made
         self.weights = {item.digest: item for item in items if item.kind == "weights"}
         self.pairs = {item.digest: item for item in items if item.kind == "pairs"}
+        sets = [item for item in items if item.inputs.get("metric") == "set"]
+        self.sets = {item.inputs["of"]: item.facts["made of"] for item in sets}
         self.base = {digest: role for role, digest in made.get("models", {}).items()}
 
     def of(self, hash_: str) -> list[str]:
         """Lines from the measured set called `hash_` back to the base model."""
         if hash_.startswith("world "):
             return [f"  real pairs of {hash_}: no model made them"]
+        if hash_.startswith("set-"):
+            return self._set(hash_.removeprefix("set-"))
         if hash_ in self.names:
             item = self.names[hash_]
-            return [f"  measured   {self._item(item)}, {_decoding(item)}", *self._weights(item.inputs["makers"])]
+            return [f"  measured   {self._item(item)}, {_decoding(item)}", *self._makers(item)]
         known = [d for d in (*self.weights, *self.base) if d.startswith(hash_)]  # computed from settings, for a model
         return self._weights(known[0]) if known else [f"  {hash_} is not in the store {self.store.root}"]
+
+    def _set(self, digest: str) -> list[str]:
+        """Of the training pairs whose digest begins so."""
+        whole = next((d for d in (*self.sets, *self.pairs) if d.startswith(digest)), digest)
+        lines = [f"  training pairs, digest {whole[:20]}"]
+        for part in (parts := self._made_of(whole)):
+            lines += [f"  made       {self._item(part)}, {_decoding(part)}", *self._makers(part)]
+        return lines if parts else [*lines, "  real pairs: no model made them"]
+
+    def _made_of(self, digest: str) -> list[Item]:
+        """The items of training pairs; none of real ones."""
+        names = self.sets.get(digest, ())
+        whole = [self.pairs[digest]] if digest in self.pairs else []
+        return [self.names[n] for n in names if n in self.names] or whole
+
+    def _makers(self, item: Item) -> list[str]:
+        """Of each model that made an item, back to its base."""
+        makers = item.inputs["makers"]
+        return [line for digest in (makers if isinstance(makers, list) else [makers]) for line in self._weights(digest)]
 
     def _weights(self, digest: str) -> list[str]:
         lines = []
         while (item := self.weights.get(digest)) is not None:
-            recipe, (seed, generation, _) = item.inputs["recipe"], item.inputs["seed"]
+            recipe, (seed, generation, *_) = item.inputs["recipe"], item.inputs["seed"]
             how = (
                 f"{recipe['steps']} steps of {recipe['batch']}, rate {recipe['lr']:g}, {recipe['method']}, seed {seed}"
             )
             lines.append(f"  generation {generation}  {self._item(item)}, {how}")
-            if pairs := self.pairs.get(item.inputs["pairs"]):
+            parts = self._made_of(item.inputs["pairs"])
+            for pairs in parts:
                 maker = self.weights.get(pairs.inputs["makers"])
-                by = f"generation {maker.inputs['seed'][1]}" if maker else "the base model"
+                base = f"the base {self.base.get(pairs.inputs['makers'], 'model')}"
+                by = f"generation {maker.inputs['seed'][1]}" if maker else base
                 lines.append(f"    trained on {self._item(pairs)}, {_decoding(pairs)}, by {by}")
-            else:
+            if not parts:
                 lines.append(f"    trained on {item.facts.get('n', '')} real pairs, digest {item.inputs['pairs'][:20]}")
             digest = item.inputs["parent"]
         if digest in self.base:
@@ -170,7 +196,9 @@ class Lineages:
 
 
 def _decoding(item: Item) -> str:
-    return "decoded with " + ", ".join(f"{k} {v:g}" for k, v in item.inputs["decoding"].items())
+    if (decoding := item.inputs.get("decoding")) is None:
+        return "written by the oracle"
+    return "decoded with " + ", ".join(f"{k} {v:g}" for k, v in decoding.items())
 
 
 def _settings(made: dict, path: Path, experiment: str) -> list[str]:
@@ -185,7 +213,7 @@ def _settings(made: dict, path: Path, experiment: str) -> list[str]:
     lines += ["versions " + ", ".join(f"{k} {v}" for k, v in made["versions"].items())]
     lines += [f"settings ({path}) " + ", ".join(f"{k}={v}" for k, v in now.items() if v != "")]
     variables = {k: now[k] for k in ("world", "data", "runs", "results", "figures") if now.get(k)}
-    usual = vars(load_settings(profile))
+    usual = vars(load_settings(profile, experiment))
     others = [f"{k}={v}" for k, v in now.items() if k not in ("profile", *variables) and k in usual and v != usual[k]]
     again = [f"{k.upper()}={v}" for k, v in ({"profile": profile, "only": experiment} | variables).items()]
     return [*lines, "again: make reproduce " + " ".join(again) + (f' SET="{" ".join(others)}"' if others else "")]

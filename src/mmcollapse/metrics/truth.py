@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mmcollapse.models.oracle import Reading
-from mmcollapse.worlds.grammar import Scene, parse, zipf
+from mmcollapse.worlds.grammar import Scene, Thing, parse, zipf
 from mmcollapse.worlds.scenes import NUISANCE, visible
 
 ATTRIBUTES = ("count", "shape", "colour", "size", "relation", "background")
@@ -103,3 +103,44 @@ def within_prompt_variance(reading: Reading, scenes: list[Scene], noises: int) -
             if seen:
                 sums[name].append(np.mean([rows[:, slot, k].var(ddof=1) for slot in seen]))
     return {name: (float(np.mean(v)) if v else float("nan"), len(v)) for name, v in sums.items()}
+
+
+def _attributes(scene: Scene) -> dict[str, int | None]:
+    out = {"background": scene.background, "relation": scene.relation}
+    for slot, thing in enumerate(scene.things):
+        out |= {f"{name}{slot}": value for name, value in thing._asdict().items()}
+    return out
+
+
+def caption_errors(images: np.ndarray, captions: list[str], oracle) -> dict[str, list[list[str]]]:
+    """For each caption of a picture (n, size, size, 3) uint8 the attributes of which it says another value than the
+    oracle sees; by the number of things seen, "1" or "2". A caption that cannot be read, or speaks of another number of
+    things, is wrong in all."""
+    wrong: dict[str, list[list[str]]] = {}
+    for seen, caption in zip(oracle.read(images).scenes, captions, strict=True):
+        said = parse(caption).scene
+        told = _attributes(said) if said is not None and len(said.things) == len(seen.things) else {}
+        there = {name: value for name, value in _attributes(seen).items() if value is not None}
+        wrong.setdefault(str(len(seen.things)), []).append([n for n, v in there.items() if told.get(n) != v])
+    return wrong
+
+
+VALUES = {"shape": 10, "colour": 10, "size": 2, "relation": 2, "background": 5}
+
+
+def damage(scene: Scene, errors: dict[str, list[list[str]]], random: np.random.Generator) -> Scene:
+    """`scene` with the attributes of one of the `errors` (of caption_errors, drawn at random among those of as many
+    things) replaced by other values, all of them equally likely: so as many captions are wrong, in as many attributes
+    at once, as those that were copied; but not the same ones."""
+    patterns = errors.get(str(len(scene.things)), [[]])
+    pattern = patterns[int(random.random() * len(patterns))]
+
+    def other(name: str, value: int | None) -> int | None:
+        n, shift = VALUES[name.rstrip("01")], random.random()  # drawn for all, so that draws stay in step
+        return (value + 1 + int(shift * (n - 1))) % n if name in pattern else value
+
+    things = tuple(
+        Thing(*(other(f"{name}{slot}", value) for name, value in thing._asdict().items()))
+        for slot, thing in enumerate(scene.things)
+    )
+    return Scene(things, other("relation", scene.relation), other("background", scene.background))

@@ -1,0 +1,273 @@
+"""The arms of every experiment. Each has its controls: *real*, trained on real pairs, and *gen0*, trained every
+generation on what generation 0 made; so what recursion does is told from what fine-tuning does.
+
+Arms that are equal in everything but their name are trained once: the store knows no names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+from mmcollapse.errors import MMCollapseError
+from mmcollapse.protocol import DRIFT, ROLES, Protocol
+from mmcollapse.settings import Settings
+
+
+def recursive(role: str, arm: str = "recursive", **changes) -> Protocol:
+    """A model that is trained on what it made: pictures of real prompts, or captions of real pictures."""
+    makes = {"pictures": "previous"} if role == "generator" else {"captions": "previous"}
+    return Protocol(arm, (role,), **makes | changes)
+
+
+def real(role: str, arm: str = "real", **changes) -> Protocol:
+    """Trained on the real pairs of the same prompts."""
+    return Protocol(arm, (role,), **{"controls": ()} | changes)
+
+
+def gen0(role: str, arm: str = "gen0", **changes) -> Protocol:
+    """Trained every generation on what generation 0 made."""
+    makes = {"pictures": "base"} if role == "generator" else {"captions": "base"}
+    return Protocol(arm, (role,), **makes | {"controls": ()} | changes)
+
+
+def controls(role: str, **changes) -> list[Protocol]:
+    return [real(role, **changes), gen0(role, **changes)]
+
+
+def variance(s: Settings) -> list[Protocol]:
+    """Claims C1 to C3 and question Q1. The full grid repeats the arms of C1-C3 with fresh prompts every generation, and
+    with every generation started from the base model."""
+    measured = {"measured_drift": DRIFT}
+    arms = [recursive("generator"), *controls("generator"), recursive("captioner", **measured)]
+    arms += controls("captioner", **measured)
+    arms += [
+        recursive("captioner", "recursive-drift", drift=DRIFT, **measured),
+        gen0("captioner", "gen0-drift", drift=DRIFT, **measured),
+    ]
+    for arm, drift in {"drift": DRIFT, "length": ("length",), "temperature": ("temperature",)}.items():
+        arms.append(Protocol(f"frozen-{arm}", frozen=("captioner",), measured_drift=drift, controls=()))
+    if s.grid == "full":
+        for role in ROLES:
+            for name, changes in {"fresh": {"fresh": True}, "restart": {"start": "base"}}.items():
+                own = [f"real-{name}", f"gen0-{name}"] if name == "fresh" else [f"real-{name}"]
+                arms.append(recursive(role, f"recursive-{name}", controls=tuple(own), **changes))
+                arms.append(real(role, f"real-{name}", **changes))
+                if name == "fresh":
+                    arms.append(gen0(role, f"gen0-{name}", **changes))
+    return arms
+
+
+def decoding_budget(s: Settings) -> list[Protocol]:
+    """Claim C4: how the data are decoded, one knob at a time; what is measured is decoded alike in all arms. Every
+    value of a knob has its own *gen0*, for guidance and beams change the data of generation 0 already."""
+    arms = []
+    for role, knobs in KNOBS.items():
+        arms += [recursive(role), *controls(role)]
+        for knob, (setting, others) in knobs.items():
+            values = numbers(s, f"grid_{knob}", *RANGES[knob])
+            for value in values if s.grid == "full" else corners(values):
+                decoding = (*others, (setting, value))
+                name = f"{knob}-{value:g}"
+                arms.append(recursive(role, name, decoding=decoding, controls=("real", f"{name}-gen0")))
+                arms.append(gen0(role, f"{name}-gen0", decoding=decoding))
+    return arms
+
+
+# knob: the setting of the decoding that it is, and what else is decoded otherwise than by default
+KNOBS = {
+    "generator": {"steps": ("steps", ()), "guidance": ("guidance", ())},
+    "captioner": {
+        "beams": ("beams", (("temperature", 0.0),)),  # beam search; one beam is greedy search
+        "temperature": ("temperature", ()),
+        "length": ("max_tokens", ()),
+    },
+}
+# lowest and highest value, and what kind of number it is
+RANGES = {
+    "steps": (1, 1000, int),
+    "guidance": (1, 50, float),
+    "beams": (1, 100, int),
+    "temperature": (0, 100, float),
+    "length": (1, 1000, int),
+}
+
+
+def corners(values: list) -> list:
+    """The lowest and the highest."""
+    return sorted({min(values), max(values)})
+
+
+def diversity(s: Settings) -> list[Protocol]:
+    """Claim C6: models that feed one pool, against each of them alone.
+
+    alone: every model of the zoo on its own, on as many pairs (a pool of isolated chains). pool-M: M different models,
+    of each size as many populations as there are models, each model in M of them. clones-M: one base model M times.
+    frozen-pool-M: the pool is made by generation 0 (the pool's gen0). alone-compute-M: alone, with M times the steps.
+    seeds-M: the same architecture, separately pretrained."""
+    arms, sizes = [], population_sizes(s)
+    for role in ROLES:
+        zoo, most = tuple(listed(s, f"{role}s")), max(sizes)
+        apart = {"population": zoo, "exchange": False}
+        arms += [recursive(role, "alone", **apart), real(role, **apart), gen0(role, **apart)]
+        for m in sizes:
+            if m > 1:
+                starts = range(len(zoo)) if m < len(zoo) else [0]
+                for k in starts:
+                    name = f"pool-{m}" + (f"{'abcdefghij'[k]}" if len(starts) > 1 else "")
+                    members = tuple((zoo + zoo)[k : k + m])
+                    arms.append(recursive(role, name, population=members, controls=("alone", "real", "gen0")))
+        if most > 1:
+            whole, with_alone = zoo[:most], {"controls": ("alone", "real", "gen0")}
+            arms.append(gen0(role, f"frozen-pool-{most}", population=whole, **with_alone))
+            arms.append(recursive(role, f"clones-{most}", population=zoo[:1] * most, **with_alone))
+            who = zoo if s.grid == "full" else zoo[:1]
+            only = {"population": who, "exchange": False}
+            arms.append(recursive(role, f"alone-compute-{most}", compute=most, **only, **with_alone))
+            if s.grid == "full":
+                seeds = tuple(zoo[0] + (f"-{k + 1}" if k else "") for k in range(most))
+                arms.append(recursive(role, f"seeds-{most}", population=seeds, **with_alone))
+    return arms
+
+
+def population_sizes(s: Settings) -> list[int]:
+    """The setting `populations`, checked against the zoo."""
+    sizes = sorted(numbers(s, "populations", 1))
+    for role in ROLES:
+        if max(sizes) > (there := len(listed(s, f"{role}s"))):
+            raise MMCollapseError(
+                f"setting populations={s.populations!r}: a population of {max(sizes)} is larger than the zoo, the "
+                f"{there} model{'s' * (there > 1)} of the setting {role}s={getattr(s, role + 's')!r}"
+            )
+    return sizes
+
+
+def relabeling(s: Settings) -> list[Protocol]:
+    """Claim C7: pictures from one model, captions from the other, both measured in every arm. Anchored: real prompts
+    every generation; closed: the prompts are the captions of the generation before."""
+    loop = {"trains": ROLES, "pictures": "previous", "captions": "previous"}
+    keep_captioner = loop | {"trains": ("generator",), "frozen": ("captioner",), "captions": "base"}
+    keep_generator = loop | {"trains": ("captioner",), "frozen": ("generator",), "pictures": "base"}
+    arms = {
+        "joint": loop,
+        "frozen-captioner": keep_captioner,
+        "frozen-generator": keep_generator,
+        "original": loop | {"captions": "given"},
+        "oracle": loop | {"captions": "oracle"},
+        "noised": loop | {"captions": "noised", "noise_like": "joint", "controls": ("joint", "real", "gen0")},
+        "real": {"trains": ROLES, "controls": ()},
+        "gen0": loop | {"pictures": "base", "captions": "base", "controls": ()},
+    }
+    closed = ("joint", "frozen-captioner") if s.grid == "corners" else tuple(arms)[:6]
+    for name in closed:
+        if name != "original":  # whose prompts are its captions: closed, it is what it was
+            arms[f"{name}-closed"] = arms[name] | {"prompts": "captions"}
+            if name == "noised":
+                arms["noised-closed"] |= {"noise_like": "joint-closed", "controls": ("joint-closed", "real", "gen0")}
+    return [Protocol(name, **settings) for name, settings in arms.items()]
+
+
+def remedies(s: Settings) -> list[Protocol]:
+    """Question Q2. The recursive arm is *replace*."""
+    arms = []
+    for role in ROLES:
+        arms += [recursive(role), *controls(role), recursive(role, "accumulate", keep="accumulate", anchored=True)]
+        shares = numbers(s, "grid_real", 1, 99)
+        arms += [recursive(role, f"real-{v}%", real_share=v / 100) for v in shares]
+        if s.grid == "full":
+            arms.append(recursive(role, "subsample", keep="subsample", anchored=True))
+            arms.append(recursive(role, "accumulate-synthetic", keep="accumulate"))
+            for v in shares:
+                arms.append(recursive(role, f"real-{v}%-fresh", real_share=v / 100, real_fresh=True))
+                arms.append(recursive(role, f"real-{v}%-alone", real_share=v / 100, real_only=True))
+            for n in numbers(s, "grid_pairs", 2):
+                if n != s.pairs:
+                    own = (f"N-{n}-real", f"N-{n}-gen0")
+                    arms.append(recursive(role, f"N-{n}", pairs=n, controls=own))
+                    arms += [real(role, own[0], pairs=n), gen0(role, own[1], pairs=n)]
+    return arms
+
+
+def listed(s: Settings, name: str) -> list[str]:
+    """The items of a comma-separated setting. MMCollapseError: one is empty or comes twice."""
+    items = [item.strip() for item in getattr(s, name).split(",")]
+    if "" in items or len(set(items)) < len(items):
+        raise MMCollapseError(f"setting {name}={getattr(s, name)!r}: items must be there, and none twice")
+    return items
+
+
+def numbers(s: Settings, name: str, low: float, high: float = math.inf, kind: type = int) -> list:
+    """The numbers of a comma-separated setting. MMCollapseError: one is none of the kind, not within low and high, or
+    comes twice."""
+    values, allowed = [], f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
+    for item in listed(s, name):
+        try:
+            values.append(kind(item))
+        except ValueError as error:
+            what = "whole number" if kind is int else "number"
+            raise MMCollapseError(f"setting {name}={getattr(s, name)!r}: {item!r} is no {what}") from error
+        if not low <= values[-1] <= high:
+            raise MMCollapseError(f"setting {name}={getattr(s, name)!r}: {item} is not allowed, {allowed} is")
+    if len(set(values)) < len(values):
+        raise MMCollapseError(f"setting {name}={getattr(s, name)!r}: items must be there, and none twice")
+    return values
+
+
+def student_generations(s: Settings) -> set[int]:
+    """The generations whose data fresh base models are trained on."""
+    return set(numbers(s, "student_generations", 1)) if s.students else set()
+
+
+# The notebooks, in the order in which they run. Those without arms read the tables of the others.
+EXPERIMENTS: dict[str, Callable[[Settings], list[Protocol]] | None] = {
+    "01_variance": variance,
+    "02_decoding_budget": decoding_budget,
+    "03_diversity": diversity,
+    "04_relabeling": relabeling,
+    "05_quality_robustness": None,
+    "06_remedies": remedies,
+    "07_claims": None,
+}
+
+
+def arms_of(experiment: str, settings: Settings) -> list[Protocol]:
+    """The protocols of an experiment, or those whose arm is named in the setting `arms` and whose role in `roles`.
+    MMCollapseError: an arm that does not exist, or one without the controls that it cannot be read without."""
+    make = EXPERIMENTS[experiment]
+    if make is None:
+        return []
+    protocols = make(settings)
+    student_generations(settings)  # refused now if it is wrong
+    if settings.arms:
+        # Any arm can be asked for by name, also one that this profile leaves out.
+        protocols = list({(p.roles, p.arm): p for p in (*protocols, *make(replace(settings, grid="full")))}.values())
+    if settings.roles:
+        wanted = listed(settings, "roles")
+        if unknown := [role for role in wanted if role not in ROLES]:
+            raise MMCollapseError(f"setting roles={settings.roles!r}: {unknown[0]!r} is none of {', '.join(ROLES)}")
+        protocols = [p for p in protocols if set(p.roles) & set(wanted)]
+    if not settings.arms:
+        return _possible(protocols, settings)
+    chosen = listed(settings, "arms")
+    known = {p.arm for p in protocols}
+    for arm in chosen:
+        if arm not in known:
+            named = ", ".join(sorted(known))
+            raise MMCollapseError(f"arms={settings.arms!r}: {experiment} has no arm {arm!r}; it has {named}")
+    picked = [p for p in protocols if p.arm in chosen]
+    for p in picked:
+        if lacking := [c for c in p.controls if c not in chosen]:
+            raise MMCollapseError(
+                f"arms={settings.arms!r}: {p.arm} cannot be read without its control{'s' * (len(lacking) > 1)} "
+                f"{', '.join(lacking)}; give arms={','.join([*chosen, *lacking])}"
+            )
+    return _possible(picked, settings)
+
+
+def _possible(protocols: list[Protocol], s: Settings) -> list[Protocol]:
+    """`protocols`; MMCollapseError if one has too few pairs."""
+    for p in protocols:
+        if p.trains:
+            p.parts(p.pairs or s.pairs)
+    return protocols

@@ -1,0 +1,534 @@
+"""What figures are made of: the source they are drawn from, panels of curves, legends, captions, saving."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow
+import pyarrow.dataset
+import seaborn as sns
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure  # without pyplot: a notebook's own backend stays as it is
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from PIL import Image
+
+from mmcollapse import stats
+from mmcollapse.disk import checksum, write_whole
+from mmcollapse.errors import MMCollapseError
+from mmcollapse.figures.styles import ARM_STYLE, DPI, FLOOR, LETTERS, LINE, REFERENCES, WIDTH, in_order
+from mmcollapse.table import read_table
+
+# Of a metric that was measured in several spaces a panel shows the first of these that is there.
+SPACES = ("oracle", "parser", "words", "pixels", "language", "judge", "clip", "inception", "dino", "judge-2", "")
+EMBEDDING = "{space} embedding variance\n"
+
+# ---- what is read
+
+
+@dataclass
+class Source:
+    """What the figures of an experiment are drawn from. about: profile and world, as the provenance has them; planned:
+    the last generation, of the table if it is not given."""
+
+    experiment: str
+    folder: Path
+    table: pd.DataFrame
+    about: str
+    settings: dict = field(default_factory=dict)
+    planned: int = 0
+
+    def __post_init__(self):
+        self.planned = self.planned or max(1, int(self.table.generation.max()))
+
+    @property
+    def table_path(self) -> Path:
+        return self.folder / f"{self.experiment}.parquet"
+
+    @property
+    def samples_path(self) -> Path:
+        return self.folder / f"{self.experiment}.samples.parquet"
+
+    def files(self, samples: bool) -> list[Path]:
+        """What a figure was drawn from: the table, or the samples."""
+        return [self.samples_path if samples else self.table_path]
+
+    def samples(self, modality: str, measurement: str, arms: Sequence[str]) -> pd.DataFrame:
+        """Kept pictures (PNG files in `image`) and captions of the first seed that has any, of `arms` and the real ones
+        (arm "world"); an empty frame if the run kept none."""
+        if not self.samples_path.is_file():
+            return pd.DataFrame()
+        column = pyarrow.dataset.field
+        wanted = (column("modality") == modality) & column("arm").isin(["world", *arms])
+        wanted &= (column("measurement") == measurement) | (column("arm") == "world")
+        try:
+            frame = pyarrow.dataset.dataset(self.samples_path, format="parquet").to_table(filter=wanted).to_pandas()
+        except (pyarrow.ArrowException, OSError) as error:
+            raise MMCollapseError(f"{self.samples_path} cannot be read as samples: {error}") from error
+        chains = frame[frame.arm != "world"]
+        if chains.empty:
+            return chains
+        return frame[(frame.arm == "world") | (frame.seed == chains.seed.min())].rename(columns={"index": "number"})
+
+
+def open_source(results: Path, experiment: str) -> Source:
+    """The result table of an experiment. MMCollapseError: there is none, or it is none, or it is empty."""
+    path = Path(results) / f"{experiment}.parquet"
+    table = read_table(path)
+    if table.empty:
+        raise MMCollapseError(f"{path} has no rows: nothing to draw")
+    # Sorted, so that the order of rows in the file cannot move a pixel.
+    table = table.sort_values(["arm", "modality", "measurement", "subset", "metric", "seed", "generation", "model"])
+    about, settings = provenance(path)
+    return Source(experiment, Path(results), table, about, settings)
+
+
+def provenance(path: Path) -> tuple[str, dict]:
+    """Profile and world, for a caption, and all settings, of the table at `path`."""
+    settings, beside = {}, path.with_suffix(".json")
+    if beside.is_file():
+        settings = json.loads(beside.read_text()).get("settings", {})
+    about = ", ".join(f"{key} {settings[key]}" for key in ("profile", "world") if key in settings)
+    return about or "profile not recorded", settings
+
+
+def is_member(model: pd.Series) -> pd.Series:
+    """Whether it is one model of a chain: no training set, no student, not several models as one."""
+    return ~model.isin(["set", "pool", ""]) & ~model.str.startswith("student")
+
+
+# ---- curves
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel of curves over generations."""
+
+    title: str
+    label: str  # of the y axis: unit and direction
+    metric: str
+    modality: str
+    measurement: str
+    arms: tuple[str, ...]
+    scale: str = "plain"  # "log": axis, mean and interval on the log scale; "rate": interval cut at 0 and 1
+    floor: bool = False  # the sampling floor beside it
+    models: str = "members"  # those of a chain, averaged; "set": the pairs that were trained on
+
+    @property
+    def subset(self) -> str:
+        return "chain" if self.models == "set" else "test"
+
+    def space(self, table: pd.DataFrame) -> str:
+        """The space it shows: of those that its metric was measured in, the first of SPACES."""
+        there = set(table.space[(table.modality == self.modality) & (table.metric == self.metric)])
+        return next((s for s in SPACES if s in there), "")
+
+    def rows(self, table: pd.DataFrame) -> dict:
+        """The filter of the rows of the table that it shows."""
+        metrics = [self.metric, "sampling_floor"] if self.floor else [self.metric]
+        shown = {"metric": metrics, "modality": self.modality, "measurement": self.measurement, "subset": self.subset}
+        spaces = [self.space(table), ""] if self.floor else [self.space(table)]  # the floor is of no space
+        models = sorted(set(table.model[is_member(table.model) & (table.modality == self.modality)]))
+        shown |= {"model": ["set"] if self.models == "set" else ["", *models]}
+        return shown | {"space": spaces, "arm": [*self.arms, *REFERENCES]}
+
+    def of(self, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Its rows in the table: of its arms, and of the references."""
+        rows = table[(table.modality == self.modality) & (table.metric == self.metric) & (table.subset == self.subset)]
+        rows = rows[rows.space == self.space(table)]
+        known = rows[rows.arm.isin(REFERENCES) & rows.value.notna()]
+        same = known[known.measurement == self.measurement]
+        # Captions that people wrote come from no decoding, so they hold for every measurement.
+        reference = known.drop_duplicates(["arm", "seed", "value"]) if same.empty else same
+        own = rows[(rows.measurement == self.measurement) & rows.arm.isin(self.arms)]
+        if self.models == "set":
+            return own[own.model == "set"], reference
+        return self.averaged(own[is_member(own.model)]), reference
+
+    def averaged(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Several models of a chain as one row a generation: their mean, NaN if that of one is not known."""
+        keys = ["arm", "seed", "generation"]
+        if not rows.duplicated(keys).any():
+            return rows
+        logs = rows.assign(value=np.log(rows.value.where(rows.value > 0)) if self.scale == "log" else rows.value)
+        parts = logs.groupby(keys, sort=False)
+        out = rows.drop_duplicates(keys).set_index(keys)
+        mean = parts.value.agg(lambda v: v.mean(skipna=False))
+        out["value"] = np.exp(mean) if self.scale == "log" else mean
+        out["n"], out["missing"] = parts.n.min(), parts.missing.max()
+        return out.reset_index()
+
+
+def curves(ax, table: pd.DataFrame, panel: Panel) -> list[str]:
+    """Draw a panel; returns what it shows, for the legend."""
+    ax.set_title(panel.title)
+    rows, real = panel.of(table)
+    values = rows[rows.value.notna()]
+    if panel.scale == "log":
+        # A variance of exactly 0 has no place on a logarithmic axis.
+        values, real = values[values.value > 0], real[real.value > 0]
+    if values.empty:
+        told = rows.missing[rows.missing != ""]
+        why = told.iloc[0] if len(told) else "no such rows in the table"
+        say(ax, "not measured:\n" + textwrap.fill(why, 30))
+        return []
+    shown = [arm for arm in panel.arms if (values.arm == arm).any()]
+    for arm in shown:
+        chains(ax, values[values.arm == arm], panel.scale, arm)
+    for arm in REFERENCES:
+        if (known := real.value[real.arm == arm].to_numpy()).size:
+            reference(ax, known, panel.scale, arm)
+            shown.append(arm)
+    if panel.floor and floor(ax, table, panel, values):
+        shown.append("floor")
+    ax.set_xlabel("generation (n = " + "-".join(f"{n:,}" for n in sorted({values.n.min(), values.n.max()})) + ")")
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=2))
+    ax.margins(x=0.04, y=0.08)
+    y_axis(ax, panel, rows.space.iloc[0])
+    sns.despine(ax=ax)
+    return shown
+
+
+def chains(ax, rows: pd.DataFrame, scale: str, arm: str | dict):
+    """One thin line a seed over `generation`; from 2 seeds on their mean, from 3 on its 95% t interval. arm: its name,
+    or a style."""
+    style = {k: v for k, v in (ARM_STYLE[arm] if isinstance(arm, str) else arm).items() if k != "label"}
+    size = 5.5 if style["marker"] == "*" else 3.6  # a star is thin
+    thick = {"linewidth": 1.6, "markersize": size, "markeredgecolor": "white", "markeredgewidth": 0.4, "zorder": 3}
+    thick |= style
+    wide = rows.pivot(index="generation", columns="seed", values="value").sort_index()
+    if wide.shape[1] == 1:
+        ax.plot(wide.index, wide.iloc[:, 0], **thick)
+        return
+    for seed in wide:
+        ax.plot(wide.index, wide[seed], **style | {"marker": "", "linewidth": 0.5, "alpha": 0.45, "zorder": 2})
+    mean, low, high = np.array([estimate(values, scale) for values in wide.to_numpy()]).T
+    if wide.shape[1] >= 3:
+        ax.fill_between(wide.index, low, high, color=style["color"], alpha=0.18, linewidth=0, zorder=1)
+    ax.plot(wide.index, mean, **thick)
+
+
+def estimate(values: np.ndarray, scale: str) -> tuple[float, float, float]:
+    """Mean over seeds and, from 3 on, its 95% t interval (else NaN): on the log scale, or of a rate cut at 0 and 1."""
+    values = np.asarray(values, float)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return math.nan, math.nan, math.nan
+    values = np.log(values) if scale == "log" else values
+    interval = stats.t_interval(values) if len(values) >= 3 else (math.nan, math.nan)
+    ends = np.array((values.mean(), *(np.clip(interval, 0, 1) if scale == "rate" else interval)))
+    return tuple(np.exp(ends) if scale == "log" else ends)
+
+
+def reference(ax, values: np.ndarray, scale: str, arm: str):
+    """The mean of a reference and, of two measurements or more, the band that holds 95% of further ones: mean and
+    t x standard deviation x sqrt(1 + 1/k)."""
+    style = ARM_STYLE[arm]
+    values = np.log(values) if scale == "log" else values
+    centre, k = values.mean(), len(values)
+    low, high = stats.t_interval(values)  # of the mean: t x sd / sqrt(k)
+    half = 0.5 * (high - low) * math.sqrt(k + 1) if k > 1 else 0.0
+    ends = np.array([centre, centre - half, centre + half])
+    ends = np.exp(ends) if scale == "log" else ends.clip(0, 1) if scale == "rate" else ends
+    ax.axhline(ends[0], color=style["color"], linestyle=style["linestyle"], linewidth=1.1, zorder=2)
+    if half:
+        ax.axhspan(ends[1], ends[2], color=style["color"], alpha=0.13, linewidth=0, zorder=0)
+
+
+def floor(ax, table: pd.DataFrame, panel: Panel, values: pd.DataFrame) -> bool:
+    """What drawing N pairs anew each generation would lose with no learning error: relative to generation 0."""
+    rows = table[(table.metric == "sampling_floor") & (table.modality == panel.modality) & table.arm.isin(panel.arms)]
+    curve = rows.groupby("generation").value.mean()
+    if curve.empty:
+        return False
+    start = values[values.generation == values.generation.min()].value.mean()
+    ax.plot(curve.index, start * curve, **FLOOR, zorder=4)
+    return True
+
+
+def y_axis(ax, panel: Panel, space: str):
+    if panel.scale == "log":
+        ax.set_yscale("log")
+        low, high = ax.get_ylim()
+        if high / low > 8:
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        else:  # numbers at even steps: powers of ten would leave the axis without a label
+            for bins in (4, 5, 6, 7):
+                ticks = MaxNLocator(nbins=bins, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+                ticks = [t for t in ticks if low <= t <= high]
+                if len(ticks) >= 4:
+                    break
+            ax.yaxis.set_major_locator(FixedLocator(ticks))
+        ax.yaxis.set_minor_locator(NullLocator())
+    small = (
+        max(map(abs, ax.get_ylim())) < 0.05
+    )  # the label counts in thousandths, so that those of the ticks stay short
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / (1e-3 if small else 1):.4g}"))
+    unit, _, direction = panel.label.replace("{space}", space).partition("\n")
+    ax.set_ylabel(f"{unit}{', $10^{-3}$' if small else ''}\n{direction}")
+
+
+def say(ax, text: str):
+    """An axis that has nothing to show says why."""
+    ax.set(xticks=[], yticks=[], facecolor="#F2F2F2")
+    sns.despine(ax=ax, left=True, bottom=True)
+    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color="#444444")
+
+
+def handle(style: dict) -> Line2D:
+    """Of a legend."""
+    return Line2D([], [], **{"linewidth": 1.6, "markersize": 4} | style)
+
+
+def legend(figure: Figure, shown: Iterable[str], most: int = 5, more: Sequence[Line2D] = ()):
+    """`most` entries a row above the panels: arms, and `more`."""
+    shown = set(shown)
+    handles = [handle(ARM_STYLE[arm]) for arm in in_order(shown - {"floor"})]
+    if "floor" in shown:
+        handles.append(Line2D([], [], **FLOOR, label="sampling floor: generation 0 $\\times$ (1 - 1/N)$^g$"))
+    handles += more
+    if not handles:
+        return
+    columns = min(most, len(handles))
+    handles = [h for first in range(columns) for h in handles[first::columns]]  # so that it reads row by row
+    layout = {"ncols": columns, "frameon": False, "handlelength": 3.2, "columnspacing": 1.4}
+    figure.legend(handles=handles, loc="upper center", borderaxespad=0.3, **layout)
+
+
+def facts(source: Source, panels: Sequence[Panel], lines: bool = True) -> str:
+    """Seeds, generations and profile of what the panels show; lines: and what their lines are."""
+    rows = pd.concat([panel.of(source.table)[0] for panel in panels])
+    rows = rows[rows.value.notna()]
+    if rows.empty:
+        return f"Nothing was measured; {source.about}."
+    seeds = sorted(rows.seed.unique())
+    if len(seeds) == 1:
+        text = f"One seed ({seeds[0]}), which decides nothing"
+    elif not lines:
+        text = f"{len(seeds)} seeds ({', '.join(map(str, seeds))}){'' if len(seeds) > 2 else ', too few for intervals'}"
+    else:
+        thick = "thick, with band: mean and 95% t interval" if len(seeds) > 2 else "thick: their mean"
+        text = f"{len(seeds)} seeds ({', '.join(map(str, seeds))}): thin, one line each; {thick}"
+    return f"{text}. Generations 0 to {rows.generation.max()}; n: samples a point; {source.about}."
+
+
+def grid(source: Source, panels: Sequence[Panel], columns: int, about: str, most: int = 5) -> Figure:
+    """Panels in `columns`, row by row, with a legend (`most` entries a row) above and a caption below."""
+    note = textwrap.wrap(f"{about} {facts(source, panels)}", LETTERS)
+    entries = len({arm for panel in panels for arm in panel.arms}) + any(panel.floor for panel in panels)
+    figure, axes = sheet(len(panels), columns, note, math.ceil((entries + len(REFERENCES)) / most))
+    shown = []
+    for ax, panel in zip(axes, panels, strict=True):
+        shown += curves(ax, source.table, panel)
+    legend(figure, shown, most)
+    return figure
+
+
+def sheet(count: int, columns: int, note: list[str], above: int = 2, cell: float = 2.1, left: float = 0.78):
+    """A figure with the axes of `count` panels in `columns`, row by row, room for `above` rows of a legend, and the
+    caption. cell: height of a panel, its title and labels; left: room for the labels of its y axis; in inches."""
+    top = round(0.12 + 0.15 * above, 2)
+    rows, title, below = math.ceil(count / columns), 0.25, 0.42
+    wide = (WIDTH - 0.1) / columns
+    height = top + rows * cell + LINE * len(note) + 0.15
+    figure = Figure(figsize=(WIDTH, height))
+    axes = []
+    for k in range(count):
+        row, column = divmod(k, columns)
+        x, y = column * wide + left, height - top - (row + 1) * cell + below
+        size = (wide - left - 0.05) / WIDTH, (cell - title - below) / height
+        axes.append(figure.add_axes((x / WIDTH, y / height, *size)))
+    caption(figure, note)
+    return figure, axes
+
+
+def caption(figure: Figure, lines: list[str]):
+    """The caption at the foot of a figure."""
+    height = figure.get_figheight()
+    for k, text in enumerate(reversed(lines)):
+        figure.text(0.012, (0.08 + (k + 0.25) * LINE) / height, text, va="baseline")
+
+
+@dataclass
+class Drawn:
+    """A figure, and the filters of the rows that it shows: of the table, or of the samples."""
+
+    figure: Figure
+    rows: list[dict]
+    samples: bool = False
+
+
+# ---- one number a chain
+
+
+def scalars(source: Source, panel: Panel, summary: str) -> dict[str, pd.Series]:
+    """Of each arm of a panel that has any: late or AUC ("late", "auc") by seed, where it is known."""
+    rows, _ = panel.of(source.table)
+    out = {}
+    for arm in panel.arms:
+        part = rows[rows.arm == arm]
+        if part.empty:
+            continue
+        if (found := stats.chain_scalars(part, summary, source.planned).value.dropna()).size:
+            out[arm] = found
+    return out
+
+
+def said(source: Source, summary: str) -> str:
+    """What a summary is, for a caption."""
+    generations = stats.summary_generations(summary, source.planned)
+    ends = (
+        f"generation {generations[0]}" if len(generations) == 1 else f"generations {generations[0]}-{generations[-1]}"
+    )
+    return f"{'AUC' if summary == 'auc' else 'late'}: mean of {ends}"
+
+
+def over(ax, points: dict[float, pd.Series], scale: str, style: str | dict):
+    """A line over numbers, as `chains` over generations. points: number -> values by seed."""
+    rows = [{"generation": x, "seed": s, "value": v} for x, values in points.items() for s, v in values.items()]
+    frame = pd.DataFrame(rows, columns=["generation", "seed", "value"])
+    if scale == "log":
+        frame = frame[frame.value > 0]
+    if len(frame):
+        chains(ax, frame, scale, style)
+
+
+def level(ax, values: pd.Series, scale: str, arm: str):
+    """A horizontal line at the mean over seeds of a control, and its 95% t interval."""
+    style = ARM_STYLE[arm]
+    mean, low, high = estimate(values.to_numpy(), scale)
+    ax.axhline(mean, color=style["color"], linestyle=style["linestyle"], linewidth=1.1, zorder=2)
+    if not math.isnan(low):
+        ax.axhspan(low, high, color=style["color"], alpha=0.13, linewidth=0, zorder=0)
+
+
+def within(ax, scale: str):
+    """The y axis of a rate not far beyond 0 and 1; of differences that are all 0 not down to what is rounding."""
+    low, high = ax.get_ylim()
+    if scale == "rate":
+        ax.set_ylim(max(low, -0.04), min(high, 1.04))
+    elif high - low < 1e-6:
+        ax.set_ylim(-0.05, 0.05)
+
+
+def ticks_at(ax, values: Iterable[float], log: bool):
+    """An x axis with ticks at these values alone."""
+    values = sorted(set(values))
+    if log:
+        ax.set_xscale("log")
+    ax.xaxis.set_major_locator(FixedLocator(values))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.4g}"))
+    ax.margins(x=0.08, y=0.1)
+
+
+# ---- walls of pictures, and captions
+
+
+def spread(values: Iterable[int], most: int) -> list[int]:
+    """At most `most` of the values, evenly spread, with the first and the last."""
+    values = sorted(int(v) for v in values)
+    if len(values) <= most:
+        return values
+    return [values[round(k * (len(values) - 1) / (most - 1))] for k in range(most)]
+
+
+def pixels(picture: dict) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(picture["bytes"])).convert("RGB"))
+
+
+def nothing(what: str) -> Drawn:
+    figure = Figure(figsize=(WIDTH, 1.5))
+    say(figure.subplots(), f"nothing to show: this run kept no {what}")
+    return Drawn(figure, [], samples=True)
+
+
+Block = tuple[str, list[tuple[str, object]]]  # a title, and of each column its label and the key of its pictures
+
+
+def wall(blocks: Sequence[Block], pictures: dict, prompts: dict[int, str], note: str) -> Figure:
+    """Walls of pictures side by side: rows are prompts (number -> text), columns those of `blocks`; pictures:
+    (key, number) -> pixels. A picture that is not there stays white."""
+    lines = textwrap.wrap(note, LETTERS)
+    numbers = list(prompts)
+    size = max(max(p.shape[:2]) for p in pictures.values())
+    cell = size + max(1, size // 20)
+
+    # All in inches, from the top left corner.
+    left, head, foot, gap = 2.05, 0.42, 0.38, 0.12
+    counts = [len(columns) for _, columns in blocks]
+    inch = min(0.8, (WIDTH - left - 0.1 - gap * (len(blocks) - 1)) / (sum(counts) * cell / size))
+    tall = ((len(numbers) - 1) * cell + size) / size * inch
+    height = head + tall + foot + LINE * len(lines) + 0.15
+    figure = Figure(figsize=(WIDTH, height))
+    start = left
+    for k, (title, columns) in enumerate(blocks):
+        whole = np.full(((len(numbers) - 1) * cell + size, (len(columns) - 1) * cell + size, 3), 255, np.uint8)
+        for i, number in enumerate(numbers):
+            for j, (_, key) in enumerate(columns):
+                if (picture := pictures.get((key, number))) is not None:
+                    whole[i * cell :, j * cell :][: picture.shape[0], : picture.shape[1]] = picture
+        wide = ((len(columns) - 1) * cell + size) / size * inch
+        ax = figure.add_axes((start / WIDTH, 1 - (head + tall) / height, wide / WIDTH, tall / height))
+        ax.imshow(whole, aspect="auto")
+        ax.set_title(textwrap.fill(title, max(8, int(wide * 13))), linespacing=1.0)
+        ax.set_xticks(np.arange(len(columns)) * cell + size / 2, [label for label, _ in columns], fontsize=6.5)
+        texts = [textwrap.fill(textwrap.shorten(prompts[i], 120, placeholder=" ..."), 34) for i in numbers]
+        ax.set_yticks(np.arange(len(numbers)) * cell + size / 2, texts if k == 0 else [""] * len(numbers), fontsize=6.5)
+        ax.tick_params(length=0)
+        sns.despine(ax=ax, left=True, bottom=True)
+        start += wide + gap
+    caption(figure, lines)
+    return figure
+
+
+# ---- saving
+
+
+def save(drawn: Drawn, source: Source, figures: Path, name: str) -> list[Path]:
+    png, svg, about = (figures / f"{name}.{ending}" for ending in ("png", "svg", "json"))
+    write_whole(png, png_of(drawn.figure, palette=not drawn.samples))
+    for ax in drawn.figure.axes:
+        for image in ax.images:
+            image.set_interpolation("none")  # in an SVG: the pixels as they are
+    buffer = io.BytesIO()
+    drawn.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    write_whole(svg, buffer.getvalue())
+    folders = f"--results {here(source.folder)} --figures {here(figures)}"
+    paths = [path for path in source.files(drawn.samples) if path.is_file()]
+    record = {
+        "figure": name,
+        "sources": {here(path): checksum(path)["sha256"] for path in paths},
+        "rows": drawn.rows,
+        "command": f"python -m mmcollapse figures {folders} --only {name}",
+    }
+    write_whole(about, (json.dumps(record, indent=1) + "\n").encode())
+    return [png, svg, about]
+
+
+def png_of(figure: Figure, palette: bool) -> bytes:
+    """The figure as a PNG; curves do with a palette of 256 colours, which makes the file a third as large."""
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    if palette:
+        image = image.quantize(256, dither=Image.Dither.NONE)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", dpi=(DPI, DPI))
+    return buffer.getvalue()
+
+
+def here(path: Path) -> str:
+    """The path as one would type it here: relative if it lies below the current folder."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

@@ -1,0 +1,207 @@
+"""Experiment 6, remedies: question Q2. Arm *recursive* is "replace"."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+
+import seaborn as sns
+
+from mmcollapse.figures.house import (
+    EMBEDDING,
+    Drawn,
+    Panel,
+    Source,
+    facts,
+    grid,
+    handle,
+    legend,
+    level,
+    nothing,
+    over,
+    pixels,
+    reference,
+    said,
+    say,
+    scalars,
+    sheet,
+    ticks_at,
+    wall,
+    y_axis,
+)
+from mmcollapse.figures.styles import ARM_STYLE, LETTERS, REFERENCES, SHARES, in_order
+
+KEPT = ("recursive", "accumulate", "subsample", "accumulate-synthetic")
+CONTROLS = ("real", "gen0")
+
+
+def _shares(source: Source, kind: str = "") -> dict[float, str]:
+    """Per cent of real pairs -> arm, as the table has them."""
+    found = (re.fullmatch(rf"real-(\d+)%{kind}", arm) for arm in source.table.arm.unique())
+    return dict(sorted((float(f.group(1)), f.group(0)) for f in found if f))
+
+
+def _panels(arms: tuple[str, ...]) -> list[Panel]:
+    """Right and varied, of both modalities."""
+    lower, better = "(lower = less varied)", "(higher is better)"
+    image = {"modality": "image", "measurement": "guidance 1", "arms": arms}
+    text = {"modality": "text", "arms": arms}
+    nuisance = f"nuisance variance, to real\n{lower}"
+    return [
+        Panel("Pictures all right", f"share of pictures\n{better}", "all_right", **image, scale="rate"),
+        Panel("Variance of pictures", nuisance, "nuisance_ratio", **image, scale="log"),
+        Panel(
+            "Captions all right",
+            f"share of captions\n{better}",
+            "all_right",
+            **text,
+            measurement="greedy",
+            scale="rate",
+        ),
+        Panel(
+            "Variance of captions", EMBEDDING + lower, "caption_variance", **text, measurement="sampled", scale="log"
+        ),
+    ]
+
+
+def _curves(source: Source) -> Drawn:
+    panels = _panels((*KEPT, *_shares(source).values(), *CONTROLS))
+    about = (
+        "Remedies against collapse. Recursive replaces: each generation is trained on the pairs of the one before "
+        "alone. Accumulate: on those of all generations so far and the real ones, with as many times the steps; "
+        "subsample: on N drawn from these, at equal steps. Real: that share of the N pairs is real, the same ones "
+        "every generation. Pictures at guidance 1; captions greedy (all right) and sampled (variance)."
+    )
+    return Drawn(grid(source, panels, 2, about, 6), [p.rows(source.table) for p in panels])
+
+
+def _points(source: Source, panel: Panel, summary: str, names: dict[float, str]) -> dict:
+    found = scalars(source, panel, summary)
+    return {x: found[arm] for x, arm in names.items() if arm in found}
+
+
+def _over(source: Source, lines: dict[str, dict[float, str]], styles: dict[str, dict], levels, about: str, axis: tuple):
+    """Late, of four measures, over a number that arms carry. lines: name -> number -> arm; levels: arms beside them;
+    axis: label, whether logarithmic, what is said if there is nothing."""
+    label, log, lacking = axis
+    arms = tuple(dict.fromkeys([*(arm for names in lines.values() for arm in names.values()), *levels]))
+    panels = _panels(arms)
+    note = textwrap.wrap(f"{about} {facts(source, panels)}", LETTERS)
+    figure, axes = sheet(len(panels), 4, note, 2)
+    used, flat, rows = [], set(), []
+    for ax, panel in zip(axes, panels, strict=True):
+        ax.set_title(panel.title)
+        found = {name: _points(source, panel, "late", names) for name, names in lines.items()}
+        ticks = [x for points in found.values() for x in points]
+        if len(set(ticks)) < 2:
+            told = panel.of(source.table)[0].missing
+            why = next((m for m in told if m), "") or lacking
+            say(ax, textwrap.fill(why, 30))
+            continue
+        for name, points in found.items():
+            if points:
+                over(ax, points, panel.scale, styles[name])
+                used.append(name)
+        levelled = scalars(source, panel, "late")
+        for arm in (a for a in levels if a in levelled):
+            level(ax, levelled[arm], panel.scale, arm)
+            flat.add(arm)
+        known = panel.of(source.table)[1]
+        for arm in REFERENCES:
+            values = known.value[known.arm == arm].to_numpy()
+            if values.size and (panel.scale != "log" or (values > 0).all()):
+                reference(ax, values, panel.scale, arm)
+                flat.add(arm)
+        ticks_at(ax, ticks, log)
+        ax.set_xlabel(label)
+        y_axis(ax, panel, panel.space(source.table))
+        sns.despine(ax=ax)
+        rows.append(panel.rows(source.table))
+    more = [handle(styles[name]) for name in dict.fromkeys(used)]
+    legend(figure, flat, 6, more)
+    return Drawn(figure, rows)
+
+
+def _by_share(source: Source) -> Drawn:
+    """Late by the share of real pairs: 0 is replace, 100% is real."""
+    lines, styles = {}, {}
+    for kind, label in {
+        "": "real share, fixed",
+        "-fresh": "real share, fresh",
+        "-alone": "the real part alone",
+    }.items():
+        names = _shares(source, kind)
+        if names or not kind:
+            ends = {0.0: "recursive"} if kind != "-alone" else {}
+            lines[label] = ends | names | {100.0: "real"}
+            styles[label] = ARM_STYLE[f"real-50%{kind}"] | {"label": label, "linestyle": SHARES[kind][2]}
+            styles[label] |= {"marker": {"": "D", "-fresh": "v", "-alone": "X"}[kind]}
+    about = (
+        "How many real pairs are enough? Late against the share of real pairs among the N: 0% is replace "
+        "(recursive), 100% real data. Fixed: the same real pairs every generation, fresh: new ones. The real part "
+        "alone: the synthetic pairs are left out, at equal steps, so where it lies above the others the synthetic "
+        f"part does not help. Horizontal: generation-0 data. {said(source, 'late').capitalize()}."
+    )
+    axis = ("real pairs, %", False, "no arm of this table mixes in real pairs")
+    return _over(source, lines, styles, ("gen0",), about, axis)
+
+
+def _by_pairs(source: Source) -> Drawn:
+    """Late by the number of pairs."""
+    sizes = sorted({int(f.group(1)) for a in source.table.arm.unique() if (f := re.fullmatch(r"N-(\d+)(-\w+)?", a))})
+    usual, lines, styles = _usual(source), {}, {}
+    for arm, ending in (("recursive", ""), ("real", "-real"), ("gen0", "-gen0")):
+        names = {float(n): f"N-{n}{ending}" for n in sizes}
+        lines[arm] = dict(sorted((names | ({float(usual): arm} if usual else {})).items()))
+        styles[arm] = ARM_STYLE[arm]
+    about = (
+        "Is collapse slower with more pairs? Late against N, the pairs that each generation is trained on, at equal "
+        f"steps. {said(source, 'late').capitalize()}."
+    )
+    axis = ("N, pairs a generation", True, "this table has no arm with another number of pairs")
+    return _over(source, lines, styles, (), about, axis)
+
+
+def _usual(source: Source) -> int:
+    """The number of pairs of arms that name none: what one generation's set of the recursive arm holds."""
+    t = source.table
+    rows = t[(t.arm == "recursive") & (t.metric == "passes") & (t.model == "set")]
+    return int(rows.n.max()) if len(rows) else int(source.settings.get("pairs", 0))
+
+
+def _wall(source: Source) -> Drawn:
+    """Pictures of the last generation, a column an arm."""
+    arms = [*KEPT, *_shares(source).values(), "gen0", "real"]
+    frame = source.samples("image", "guidance 1", arms)
+    if frame.empty:
+        return nothing("pictures")
+    made = frame[frame.arm != "world"]
+    last, seed = int(made.generation.max()), int(made.seed.iloc[0])
+    numbers = sorted(int(i) for i in made.number.unique())[:6]
+    prompts = made.drop_duplicates("number").set_index("number").prompt
+    pictures = {}
+    for r in frame.itertuples():
+        if r.number in numbers and r.generation in (0, last):
+            key = r.arm if r.arm == "world" or r.generation == last else "start"
+            pictures.setdefault((key, r.number), pixels(r.image))
+    there = {key for key, _ in pictures}
+
+    def block(title: str, names: dict) -> list:
+        columns = [(label, arm) for arm, label in names.items() if arm in there]
+        return [(title, columns)] if columns else []
+
+    blocks = block("Before", {"world": "real", "start": "base"})
+    kept = ("replace", "accumulate", "sub-\nsample", "synthetic\nonly")
+    blocks += block("Keeping", dict(zip(KEPT, kept, strict=True)))
+    blocks += block("Real pairs", {arm: f"{v:g}%" for v, arm in _shares(source).items()})
+    blocks += block("Controls", {"gen0": "generation-\n0 data", "real": "real\ndata"})
+    note = (
+        f"Pictures after {last} generations under each remedy, at guidance 1: a row is one test prompt, the same noise "
+        f"everywhere. Base: generation 0. n = {len(numbers)} prompts, seed {seed}; {source.about}."
+    )
+    figure = wall(blocks, pictures, {i: prompts[i] for i in numbers}, note)
+    shown = {"modality": "image", "measurement": "guidance 1", "arm": ["world", *in_order(set(made.arm))]}
+    return Drawn(figure, [shown | {"seed": [-1, seed], "generation": [0, last], "index": numbers}], samples=True)
+
+
+FIGURES = {"curves": _curves, "shares": _by_share, "pairs": _by_pairs, "wall": _wall}
