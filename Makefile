@@ -26,6 +26,8 @@ RUNS = runs
 RESULTS = data/results/$(place)
 ## figures
 FIGURES = figures/$(place)
+## for make reproduce: notebooks at once; empty: one a core, on a GPU one
+JOBS =
 ## for make pretrain: only these, such as generator-v,score; empty: all that are missing
 STAGES =
 ## for make trace: a row of the result table
@@ -74,7 +76,7 @@ env: $(ENV)
 
 ## run the experiments of PROFILE, then draw their figures
 reproduce: $(ENV)
-	$(PY) -m mmcollapse run $(OPTIONS)
+	$(PY) -m mmcollapse run $(OPTIONS) $(call option,JOBS,jobs)
 
 ## draw the figures again, from the tables in RESULTS alone
 figures: $(ENV)

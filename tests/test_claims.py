@@ -811,6 +811,15 @@ def test_a_table_that_cannot_be_read_is_named(results):
     assert "not run: no table of 03_diversity" in text
 
 
+def test_tables_made_with_other_settings_are_named(results):
+    folder = results["study"]
+    for name, pairs in {"01_variance": 500, "03_diversity": 96}.items():
+        (folder / f"{name}.json").write_text(json.dumps({"settings": {"pairs": pairs, "steps": 200}}))
+    text = verdict_page.page({"study": folder}, load_settings("study", results=str(folder)))
+    assert "- **pairs differs between tables: 500 (01); 96 (03)**: some may be of an older run" in text
+    assert "steps differs" not in text
+
+
 def test_the_figure_of_verdicts(results, tmp_path):
     from mmcollapse.figures import draw
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,9 @@ def test_command(command, place, smoke):
         options |= {"RUNS": place["folder"] / "gpu"} if target == "reproduce" else {}
     if target == "pretrain" and "MODELS" not in options:
         options["MODELS"] = place["folder"] / "new-models"  # a run never writes over the shipped ones
+        if "STAGES" in given:  # beside what is shipped, on which they rest
+            options["MODELS"] = place["folder"] / "zoo"
+            shutil.copytree(ROOT / "data" / "models" / "scenes", options["MODELS"], symlinks=True)
     given = {k: v.strip('"') for k, v in given.items()}
     if target == "trace" and given.get("PROFILE") == "study":  # what is shipped, only read
         options = {}

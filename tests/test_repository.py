@@ -24,7 +24,9 @@ ROOT = Path(__file__).parents[1]
 TARGETS = (
     "env reproduce figures test lint lab pretrain sweep instruments freeze bench status trace clean clean-env".split()
 )
-VARIABLES = "PROFILE ONLY WORLD DATA MODELS SET RUNS RESULTS FIGURES STAGES ROW FIGURE ARGS INDEX PYTHON VENV".split()
+VARIABLES = (
+    "PROFILE ONLY WORLD DATA MODELS SET RUNS RESULTS FIGURES JOBS STAGES ROW FIGURE ARGS INDEX PYTHON VENV".split()
+)
 
 
 # ---- imports ----

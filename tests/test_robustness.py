@@ -36,6 +36,8 @@ def table(metrics, arms=ARMS, modality="image", experiment="01_variance", studen
     rows = []
     common = {"experiment": experiment, "modality": modality, "n": 10, "claims": ""}
     right = common | {"metric": "all_right", "space": "oracle", "subset": "test", "measurement": OUTCOME[modality]}
+    for reference in ("world", "vae"):  # real pictures are no base model
+        rows.append(right | {"arm": reference, "seed": -1, "generation": 0, "model": "", "value": 1.0, "hash": "world"})
     for arm in arms:
         for seed in seeds:
             at = {"arm": arm, "seed": seed}
@@ -132,9 +134,18 @@ def test_an_arm_that_lacks_a_value_in_one_generation_is_left_out():
     assert (row.arms, row.generations, row.rho) == (11, 3, pytest.approx(1))
 
 
+def test_sets_of_another_size_are_left_out_and_a_chain_with_more_seeds_is_the_same_chain():
+    first = table(METRICS, prefix="x")
+    small = first.assign(n=first.n.where(first.arm != "b", 3))
+    assert set(units({"01_variance": small}, "image").arm) == set(ARMS) - {"b"}
+    again = table(METRICS, experiment="06_remedies", prefix="x", seeds=(0, 1, 2), arms=ARMS[:2])
+    both = units({"01_variance": first, "06_remedies": again}, "image")
+    assert set(both.experiment) == {"01_variance"} and len(both) == len(first[first.metric == "kid"])
+
+
 def test_the_outcome_is_what_students_lose_on_test_prompts():
     data = units({"01_variance": table(METRICS)}, "image")
-    assert len(data) == 12 * 2 * 3 and set(data.columns) == {"experiment", "arm", "seed", "generation", "hash", "loss"}
+    assert len(data) == 12 * 2 * 3 and set(data.columns) == {*"experiment arm seed generation hash n loss".split()}
     for row in data.itertuples():
         assert row.loss == pytest.approx(loss(row.arm, row.generation))  # against the default base model
         assert row.hash == f"set-{row.arm}{row.seed}{row.generation}"
@@ -174,7 +185,9 @@ def test_each_experiment_is_left_out_in_turn():
     assert without_bad == pytest.approx(1) and without_good == pytest.approx(-1) and without_good < whole < without_bad
     assert out["vendi (judge)"].iloc[2] == pytest.approx(1) and isnan(out["vendi (judge)"].iloc[1])
     assert out["nothing (x)"].isna().all()
-    assert found(tables, without="06_remedies").loc["kid", "judge"].predicts == pytest.approx(1)
+    assert found({n: t for n, t in tables.items() if n != "06_remedies"}).loc["kid", "judge"].predicts == pytest.approx(
+        1
+    )
     alone = leave_one_out({"01_variance": good}, "image", [("kid", "judge")])
     assert alone["left out"].tolist() == ["nothing"]  # without it nothing remains
 

@@ -68,7 +68,7 @@ def test_a_failing_notebook_does_not_stop_the_others(notebooks, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "02_good_old.parquet").write_text("not made now")
     os.utime(tmp_path / "out" / "02_good_old.parquet", (1, 1))
-    reactions.append(lambda line: Path("seen").touch() if line == "fine-tuning begins" else None)
+    reactions.append(lambda line: Path("seen").touch() if line.endswith("fine-tuning begins") else None)
 
     assert runner.run("smoke", FOLDERS | {"seeds": 2}) == 1
     text = "\n".join(lines)
@@ -86,6 +86,19 @@ def test_a_failing_notebook_does_not_stop_the_others(notebooks, tmp_path):
     assert "fine-tuning begins" in (tmp_path / "out" / "02_good.log").read_text()
 
 
+def test_notebooks_run_at_once_but_those_that_read_the_others_wait(notebooks):
+    write, lines, _ = notebooks
+    meet = "import time\nfrom pathlib import Path\nPath('{0}').touch()\nfor _ in range(1200):\n"
+    meet += "    if Path('{1}').exists(): break\n    time.sleep(0.05)\nelse: raise TimeoutError\nprint('met')"
+    write("01_a", [meet.format("a", "b")])
+    write("02_b", [meet.format("b", "a"), "import time\ntime.sleep(1)\nPath('slow').touch()"])
+    write("03_reads", ["from pathlib import Path\nassert Path('slow').exists()"])
+    assert runner.run("smoke", FOLDERS, jobs=2) == 0, "\n".join(lines)
+    assert "01 | met" in lines and "02 | met" in lines and "03_reads: done" in lines
+    times = [line.split()[0] for line in lines if line.split()[:1] and line.split()[0] in ("01_a", "02_b", "03_reads")]
+    assert times == ["01_a", "02_b", "03_reads"]  # the table, in their order
+
+
 def test_an_interrupted_run_ends_its_kernel_and_says_how_to_resume(notebooks):
     write, lines, reactions = notebooks
     write("01_slow", ["import os, time\nprint('kernel', os.getpid())\ntime.sleep(600)"])
@@ -96,7 +109,7 @@ def test_an_interrupted_run_ends_its_kernel_and_says_how_to_resume(notebooks):
             raise KeyboardInterrupt
 
     reactions.append(interrupt)
-    assert runner.run("smoke", FOLDERS) == 130
+    assert runner.run("smoke", FOLDERS, jobs=1) == 130
     assert lines[-1].startswith("\nmmcollapse: interrupted. To resume, give the same command again")
     assert not any("02_never" in line for line in lines)
     (kernel,) = [int(line.split()[1]) for line in lines if line.startswith("kernel ")]
@@ -132,9 +145,8 @@ def test_no_run_writes_over_a_shipped_table(tmp_path, monkeypatch):
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     (tmp_path / "01_variance.parquet").touch()
     monkeypatch.setattr(runner, "ROOT", tmp_path)
-    monkeypatch.setattr(
-        runner, "run_notebook", lambda name, *_: runner.Outcome(name, "stood in", Path("log"), [], _zero())
-    )
+    stood_in = [runner.Outcome("01_variance", "stood in", Path("log"), [], _zero())]
+    monkeypatch.setattr(runner, "run_all", lambda *_: stood_in)
     assert runner.run("smoke", {"results": str(tmp_path)}) == 1
     subprocess.run(["git", "add", "01_variance.parquet"], cwd=tmp_path, check=True)
     with pytest.raises(MMCollapseError, match="is shipped, and no run writes over it"):

@@ -41,7 +41,9 @@ def test_a_row_is_traced_to_the_base_model(trace, table, smoke):
     store = Store(smoke.folder / "runs")
     measured = store.find(row.hash)
     assert f"measured   {measured.folder} (made {measured.manifest['made_at']}, files pruned)" in said
-    by_digest = {item.digest: item for item in store.items("weights")}
+    # of equal weights (a clone's first generation is a lone model's) those that were made first
+    made = sorted(store.items("weights"), key=lambda item: item.manifest["made_at"], reverse=True)
+    by_digest = {item.digest: item for item in made}
     second = by_digest[measured.inputs["makers"]]
     first = by_digest[second.inputs["parent"]]
     places = [said.index(f"generation 2  {second.folder}"), said.index(f"generation 1  {first.folder}")]

@@ -26,7 +26,7 @@ def settings_without_data(args) -> Settings:
 def run(args):
     from mmcollapse.runner import run
 
-    return run(args.profile, changes(args), args.only)
+    return run(args.profile, changes(args), args.only, args.jobs)
 
 
 def validate(args):
@@ -149,6 +149,7 @@ def main(argv: list[str] | None = None) -> int:
     for function, text in COMMANDS.items():
         parsers[function] = commands.add_parser(function.__name__, parents=[common], help=text)
         parsers[function].set_defaults(run=function)
+    parsers[run].add_argument("--jobs", type=int, default=0, help="notebooks at once; 0: one a core, on a GPU one")
     parsers[trace].add_argument("--row", help="a row's number, its hash, or a filter such as 'arm=real generation=2'")
     parsers[trace].add_argument("--figure", help="a figure file")
     p = parsers[pretrain]

@@ -108,9 +108,12 @@ def paces(study: measure.Study) -> dict[str, float]:
             )
             train(adapter.loss, parameters, data, adapter.draw, recipe, ("bench",))
 
-        steps = 200 if gpu else 12
-        what = f"training the {role}, batch {settings.batch}"
-        pace(what, steps * settings.batch, lambda w=work, s=steps: w(s), lambda w=work: w(1))
+        steps, one = 200 if gpu else 12, torch.get_num_threads()
+        for threads in dict.fromkeys((one, one if gpu else len(os.sched_getaffinity(0)))):
+            torch.set_num_threads(threads)
+            what = f"training the {role}, batch {settings.batch}" + ("" if gpu else f", threads {threads}")
+            pace(what, steps * settings.batch, lambda w=work, s=steps: w(s), lambda w=work: w(1))
+        torch.set_num_threads(one)
     return paces
 
 

@@ -93,6 +93,12 @@ def open_study(settings: Settings, protocols: Sequence[Protocol] = ()) -> tuple[
             f"no base models in {folder}: `make pretrain WORLD={settings.world}` makes them, or give their folder as "
             "the setting models"
         )
+    if device == "cpu":
+        import torch
+
+        # Small models train half as fast again on one thread as on two (`make bench`), and results do not depend on how
+        # many cores there are; several notebooks run at once instead.
+        torch.set_num_threads(1)
     zoo = {role: tuple(listed(settings, f"{role}s")) for role in ROLES}
     wanted = {role: [zoo[role][0]] for role in ROLES}
     for protocol in protocols:
@@ -124,6 +130,7 @@ def open_study(settings: Settings, protocols: Sequence[Protocol] = ()) -> tuple[
             models[name] = Model(adapter, settings)
     for protocol in protocols:
         _different(protocol.members(zoo), models)
+        _enough(protocol, settings, world)
     if told := [p.arm for p in protocols if oracle is None and p.captions in ("oracle", "noised")]:
         raise MMCollapseError(
             f"world={settings.world!r} has no known truth, so no oracle can write the captions of the arms "
@@ -141,6 +148,18 @@ def _different(members: list[Member], models: dict[str, Model]):
         if a.model != b.model and (models[a.model].base == models[b.model].base or a.label == b.label):
             same = "name" if a.label == b.label else "weights"
             raise MMCollapseError(f"setting {a.role}s: {a.model!r} and {b.model!r} have the same {same}")
+
+
+def _enough(protocol: Protocol, settings: Settings, world):
+    """Refuse an arm that asks a finite world for more pairs than it has: new ones every generation add up."""
+    n, size = protocol.pairs or settings.pairs, world.size("chain")
+    blocks = settings.generations + protocol.real_fresh if protocol.fresh or protocol.real_fresh else 1
+    if size is not None and blocks * n > size:
+        each = f" in each of {blocks} generations" if blocks > 1 else ""
+        raise MMCollapseError(
+            f"setting pairs={n}{each}, arm {protocol.arm!r}: the chain split of world {world.name!r} has only {size} "
+            "pairs; lower pairs, or leave the arm out (arms=...)"
+        )
 
 
 def run_experiment(experiment: str, settings: Settings) -> pd.DataFrame:
@@ -280,7 +299,7 @@ def _write_samples(pictures: list[tuple[str, dict]], tools: Instruments, path: P
         write_whole(path, (Path(folder) / "pairs.parquet").read_bytes())
 
 
-def _source() -> str:
+def source_digest() -> str:
     """Digest of the package's files."""
     here = Path(__file__).parent
     files = sorted(p for p in here.rglob("*") if p.suffix in (".py", ".toml"))
@@ -339,7 +358,7 @@ def write_provenance(path: Path, study: Study, tools: Instruments, table: pd.Dat
         "machine": platform.machine(),
         "versions": versions,
         "commit": git("rev-parse", "HEAD"),
-        "source": _source(),  # says which code it was where no git is at hand, or something was changed
+        "source": source_digest(),  # says which code it was where no git is at hand, or something was changed
         "changed since commit": bool(git("status", "--porcelain", "--untracked-files=no")),
         "seconds": round(seconds, 1),
     }

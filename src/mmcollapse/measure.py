@@ -32,7 +32,7 @@ from mmcollapse.worlds.grammar import parse
 from mmcollapse.worlds.scenes import NUISANCE
 
 GROUPS = {"truth": 2, "features": 2, "pixels": 1, "alignment": 2, "words": 3, "caption features": 1, "perplexity": 1}
-GROUPS |= {"real": 1, "samples": 1, "set": 1}
+GROUPS |= {"real": 1, "samples": 1, "set": 2}
 # The settings that a group's scores depend on beside the measured set: which real pictures it is compared with.
 SIZES = {group: ("prompts", "noises") for group in ("truth", "features", "pixels")}
 SHOWN = 8  # samples a set that are kept for figures
@@ -41,6 +41,7 @@ REPLICATES = 5  # how often real is measured against real: the band behind the c
 NO_TRUTH = "this world has no known truth"
 NO_REDRAW = "this world cannot draw one prompt twice"
 NO_SECOND = "this world has no second set of real pictures of the same prompts"
+ONE_A_PROMPT = "a training set has one picture a prompt"
 ONE_REFERENCE = "a second caption of the same picture is needed"
 UNREADABLE = "undefined: too little could be read"
 WORDS = ("bleu4", "cider", "rouge_l", "length", "vocabulary", "distinct_1", "distinct_2", "self_bleu")
@@ -80,12 +81,12 @@ class Instruments:
             self._drawn[split, n] = self.study.world.sample(split, np.arange(n if size is None else min(n, size)))
         return self._drawn[split, n]
 
-    def trained_on(self, seed: int):
-        """Some of a chain's own prompts: the gap to the test prompts is memorisation."""
-        if seed not in self._drawn:
-            indices, _ = prompts(self.study, seed)
-            self._drawn[seed] = self.study.world.sample("chain", indices[: self.study.settings.probes])
-        return self._drawn[seed]
+    def trained_on(self, seed: int, block: int):
+        """Some of a chain's own prompts (see loop.prompts): the gap to the test prompts is memorisation."""
+        if (seed, block) not in self._drawn:
+            indices, _ = prompts(self.study, seed, block=block)
+            self._drawn[seed, block] = self.study.world.sample("chain", indices[: self.study.settings.probes])
+        return self._drawn[seed, block]
 
     @cached_property
     def prompts(self):
@@ -169,7 +170,7 @@ def measure_member(study, tools, protocol: Protocol, member: Member, weights: We
     """Rows of one model of a chain (without experiment, arm, seed, generation)."""
     maker = [(member.model, weights)]
     if member.role == "generator":
-        rows = measure_generator(study, tools, maker, seed)
+        rows = measure_generator(study, tools, maker, seed, protocol, g)
     else:
         rows = measure_captioner(study, tools, maker, seed, protocol, g)
     return [r | {"modality": MODALITY[member.role], "model": member.label} for r in rows]
@@ -197,13 +198,18 @@ def measure_student(study: Study, tools: Instruments, role: str, weights: Weight
     return [r | {"modality": MODALITY[role], "model": f"student {number}"} for r in rows]
 
 
+def _block(protocol: Protocol, generation: int) -> int:
+    """The block of prompts that a generation was trained on."""
+    return max(0, generation - 1) if protocol.fresh else 0
+
+
 def _matched(study: Study, makers: Makers) -> CaptionDecoding:
     """Ancestral sampling, as long as every one of the captioners can write."""
     decodings = [study.caption_decoding(name) for name, _ in makers]
     return min(decodings, key=lambda d: d.max_tokens)
 
 
-def measure_generator(study: Study, tools: Instruments, maker: Makers, seed: int) -> list[dict]:
+def measure_generator(study, tools, maker: Makers, seed: int, protocol: Protocol, generation: int) -> list[dict]:
     """Rows of one generator; of the setting measure="full" also at the default guidance and on further prompts."""
     s = study.settings
     prompts, full = tools.prompts, s.measure == "full"
@@ -213,7 +219,8 @@ def measure_generator(study: Study, tools: Instruments, maker: Makers, seed: int
     if study.world.truth and full:
         for subset in ("withheld", "uniform"):
             rows += _score_pictures(study, tools, maker, tools.sample(subset, s.probes), 1, 1.0, subset, full=False)
-        rows += _score_pictures(study, tools, maker, tools.trained_on(seed), 1, 1.0, "train", full=False)
+        own = tools.trained_on(seed, _block(protocol, generation))
+        rows += _score_pictures(study, tools, maker, own, 1, 1.0, "train", full=False)
     return rows
 
 
@@ -337,7 +344,7 @@ def measure_captioner(study, tools, maker: Makers, seed: int, protocol: Protocol
         rows += _score_captions(study, tools, maker, real, matched, "sampled", "test", full=True)
         rows += _score_captions(study, tools, maker, real, greedy, "greedy", "test", full=True)
         if s.measure == "full":
-            own = tools.trained_on(seed)
+            own = tools.trained_on(seed, _block(protocol, generation))
             rows += _score_captions(study, tools, maker, own, greedy, "greedy", "train", full=False)
     if protocol.measured_drift:
         drifted = study.caption_decoding(maker[0][0], protocol.measured_drift, generation)
@@ -389,7 +396,11 @@ def measure_set(study: Study, tools: Instruments, protocol: Protocol, pairs: Pai
     where a generator is trained on them, and of the captions, where a captioner is; and what they cost, in forward
     passes a pair. References of a caption are the other four of the real picture that it answers to."""
     name = f"set-{pairs.digest[:20]}"
-    inputs = tools.reference(("prompts", "noises")) | {"metric": "set", "metric version": GROUPS, "of": pairs.digest}
+    used = ("set", "truth", "alignment")
+    used += ("features", "pixels") if "generator" in protocol.trains else ()
+    used += ("words", "caption features", "perplexity") if "captioner" in protocol.trains else ()
+    versions = {group: GROUPS[group] for group in used}
+    inputs = tools.reference(("prompts", "noises")) | {"metric": "set", "metric version": versions, "of": pairs.digest}
     inputs |= {"instruments": tools.digests, "answers to": pairs.real.keys, "roles": protocol.trains}
 
     def make(folder):
@@ -428,7 +439,9 @@ def _set_pictures(study, tools, images, captions, scenes) -> dict[str, Scores]:
         found["oracle"] = {k: v for k, v in scores.items() if not k.startswith("nuisance")}
     for name, space in tools.spaces.items():
         features = space.images(images)
-        found[name] = _picture_features(tools, name, features, 0)
+        found[name] = _picture_features(tools, name, features, 0) | dict.fromkeys(
+            ("variance_within", "variance_between"), ONE_A_PROMPT
+        )
         if name in tools.reading:
             found[name] |= alignment_scores(features, space.texts(captions))
     return found

@@ -67,37 +67,61 @@ COLUMNS = [
 
 def units(tables: dict[str, pd.DataFrame], modality: str) -> pd.DataFrame:
     """One row for each set that students were trained on, of every arm once: experiment, arm, seed, generation, hash,
-    loss (of all_right, base model minus the mean of its students; range -1 to 1)."""
-    out = []
+    n (pairs), loss (of all_right, base model minus the mean of its students; range -1 to 1)."""
+    out, cell = [], ["arm", "seed", "generation"]
     for experiment, table in tables.items():
-        rows = table[(table.modality == modality) & (table.metric == "all_right") & (table.subset == "test")]
-        rows = rows[rows.measurement == OUTCOME[modality]]
-        students = rows[rows.model.str.startswith("student")]
+        students = _right(table, modality)
+        students = students[students.model.str.startswith("student")]
         if students.empty:
             continue
-        after = students.groupby(["arm", "seed", "generation"]).value.mean()
-        sets = table[(table.modality == modality) & (table.model == "set")].drop_duplicates(
-            ["arm", "seed", "generation"]
-        )
-        sets = sets.set_index(["arm", "seed", "generation"]).hash
-        base = _base(rows, modality)
-        for (arm, seed, generation), value in after.items():
-            row = {"experiment": experiment, "arm": arm, "seed": seed, "generation": generation}
-            out.append(row | {"hash": sets[arm, seed, generation], "loss": base - value})
+        sets = table[(table.modality == modality) & (table.model == "set")].groupby(cell)
+        frame_ = pd.DataFrame({"hash": sets.hash.first(), "n": sets.n.max()})
+        frame_["loss"] = -students.groupby(cell).value.mean()
+        out.append(frame_[frame_.loss.notna()].reset_index().assign(experiment=experiment))
     if not out:
         raise MMCollapseError(f"no table has students for {modality}: run the experiments with students=1 or more")
-    frame_ = pd.DataFrame(out)
-    # An arm that several experiments share is one unit; arms that share only some generations (all of a kind begin with
-    # the same data) are several.
-    chains = frame_.sort_values(["seed", "generation"]).groupby(["experiment", "arm"]).hash.agg(tuple)
-    first = chains[~chains.duplicated()].index
-    return frame_[pd.MultiIndex.from_frame(frame_[["experiment", "arm"]]).isin(first)].reset_index(drop=True)
+    whole = pd.concat(out, ignore_index=True)
+    whole["loss"] += _base(tables, modality)
+    # Metrics are biased in n, and n alone changes what a student learns: sets of one size are compared.
+    whole = whole[whole.n == whole.n.mode().iloc[0]]
+    kept: list[pd.DataFrame] = []
+    for _, rows in whole.groupby(["experiment", "arm"]):
+        if not any(_same(rows, other) for other in kept):
+            kept.append(rows)
+    names = ["experiment", *cell, "hash", "n", "loss"]
+    return pd.concat(kept)[names].sort_values(names[:4], ignore_index=True)
 
 
-def _base(rows: pd.DataFrame, modality: str) -> float:
-    """all_right of the base model that students start from: the default one, which no other comes before by name."""
-    start = rows[(rows.generation == 0) & ~rows.model.str.startswith("student") & (rows.model != "pool")]
-    return float(start.sort_values("model").value.iloc[0])
+def _same(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+    """Whether two arms are one chain, which two experiments share, perhaps with more seeds in one of them. Arms that
+    share only some generations (all of a kind begin with the same data) are two."""
+    both = one.merge(other, on=["seed", "generation"])
+    return len(both) > 0 and bool((both.hash_x == both.hash_y).all())
+
+
+def _right(table: pd.DataFrame, modality: str) -> pd.DataFrame:
+    """The rows of all_right on test samples, in the measurement that students are judged by."""
+    rows = table[(table.modality == modality) & (table.metric == "all_right") & (table.subset == "test")]
+    return rows[(rows.measurement == OUTCOME[modality]) & (rows.model != "")]  # "": real data
+
+
+def _base(tables: dict[str, pd.DataFrame], modality: str) -> float:
+    """all_right of the base model that students start from, which all experiments have; a constant, which moves no
+    rank."""
+    start = pd.concat([_right(table, modality).assign(experiment=name) for name, table in tables.items()])
+    start = start[(start.generation == 0) & (start.model != "pool")]
+    if start.empty:
+        raise MMCollapseError(f"no table has generation 0 for {modality}")
+    shared = start.groupby("model", sort=False).experiment.nunique().idxmax()
+    return float(start.value[start.model == shared].iloc[0])
+
+
+def modalities(tables: dict[str, pd.DataFrame]) -> list[str]:
+    """The modalities that have students. MMCollapseError: none has."""
+    found = [m for m in OUTCOME if any(_right(t, m).model.str.startswith("student").any() for t in tables.values())]
+    if not found:
+        raise MMCollapseError("no table has students: run the experiments with students=1 or more")
+    return found
 
 
 def frame(tables: dict[str, pd.DataFrame], modality: str, metric: str, space: str, found: pd.DataFrame) -> pd.DataFrame:
@@ -122,11 +146,10 @@ def sign_of(metric: str) -> int:
     return -1 if metric.startswith(HIGHER) else 1
 
 
-def correlate(tables: dict[str, pd.DataFrame], modality: str, without: str = "") -> pd.DataFrame:
+def correlate(tables: dict[str, pd.DataFrame], modality: str) -> pd.DataFrame:
     """A row a metric of the sets, COLUMNS, the best predictor first: rho, its interval and p as stats.rank_correlation
     gives them; predicts: rho turned so that above 0 the metric predicts as its direction says; pooled: Spearman over
-    all sets at once, which generation and arm confound. without: an experiment that is left out."""
-    tables = {name: t for name, t in tables.items() if name != without}
+    all sets at once, which generation and arm confound."""
     found = units(tables, modality)
     whole = pd.concat(tables.values())
     sets = whole[(whole.modality == modality) & (whole.model == "set") & (whole.metric != "passes")]
@@ -182,8 +205,8 @@ def read_tables(results: Path) -> dict[str, pd.DataFrame]:
 
 
 def write_correlations(tables: dict[str, pd.DataFrame], settings: Settings) -> pd.DataFrame:
-    """`correlate` of both modalities as RESULTS/05_quality_robustness.parquet."""
-    frame_ = pd.concat([correlate(tables, modality) for modality in OUTCOME], ignore_index=True)
+    """`correlate` of the modalities that have students as RESULTS/05_quality_robustness.parquet."""
+    frame_ = pd.concat([correlate(tables, modality) for modality in modalities(tables)], ignore_index=True)
     buffer = io.BytesIO()
     frame_.to_parquet(buffer, index=False)
     write_whole(settings.results_folder / "05_quality_robustness.parquet", buffer.getvalue())

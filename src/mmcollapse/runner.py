@@ -6,17 +6,21 @@ The executed notebook is kept beside its table. A notebook that fails does not s
 from __future__ import annotations
 
 import json
+import math
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmcollapse.claims import say
 from mmcollapse.errors import MMCollapseError
-from mmcollapse.experiments import EXPERIMENTS, arms_of
+from mmcollapse.experiments import EXPERIMENTS, arms_of, listed
+from mmcollapse.protocol import ROLES
 from mmcollapse.settings import ROOT, Settings, load_settings
 from mmcollapse.stats import SEEDS_NEEDED
 from mmcollapse.table import read_table
@@ -25,6 +29,7 @@ NOTEBOOKS = ROOT / "notebooks"
 FOLDERS = ("data", "models", "instruments", "runs", "results", "figures")  # settings that name a folder
 # No bars, for nobody watches them; and threads that wait do not spin: that halves the time when others use the cores.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "TQDM_DISABLE": "1"}
+APART = 3.0  # seconds between two starts: kernels that look for free ports at the same moment may find the same
 STAGES = ("making data", "fine-tuning", "measuring", "drawing")
 
 
@@ -44,7 +49,7 @@ def parameters(profile: str, changes: dict, names: list[str]) -> tuple[dict[str,
     named = {name: getattr(first, name) for name in FOLDERS}
     told = {"profile": profile} | changes | {n: str(Path(v).absolute()) for n, v in named.items() if v}
     for name in told.keys() & {"generators", "captioners"}:
-        models = [str(Path(m).absolute()) if "/" in m else m for m in told[name].split(",")]
+        models = [str(Path(m).absolute()) if "/" in m else m for m in map(str.strip, told[name].split(","))]
         told[name] = ",".join(models)
     return settings, told
 
@@ -60,14 +65,17 @@ class Outcome:
     seconds: dict[str, float]
 
 
-def run(profile: str, changes: dict, only: str | None = None) -> int:
-    """Run the notebooks and say what was made; 0, or 1 if any failed, or 130 if interrupted."""
+def run(profile: str, changes: dict, only: str | None = None, jobs: int = 0) -> int:
+    """Run the notebooks, `jobs` at once (0: see `at_once`), and say what was made; 0, or 1 if any failed, or 130 if
+    interrupted."""
     names = chosen(only)
     settings, told = parameters(profile, changes, names)
     if len(names) > 1 and settings[names[0]].arms:
         raise MMCollapseError(
             f"arms={settings[names[0]].arms!r}: of which experiment? Name it, such as ONLY={names[0]}"
         )
+    if jobs < 0:
+        raise MMCollapseError(f"jobs={jobs}: allowed are 1 or more, or 0 for as many as the cores bear")
     for name in names:
         arms_of(name, settings[name])
         if (table := settings[name].results_folder / f"{name}.parquet").is_file() and _tracked(table):
@@ -76,16 +84,55 @@ def run(profile: str, changes: dict, only: str | None = None) -> int:
             )
     for name in ("SIGTERM", "SIGHUP"):  # like Ctrl-C: the kernel is ended too
         signal.signal(getattr(signal, name), signal.default_int_handler)
-    outcomes = []
     try:
-        for i, name in enumerate(names, 1):
-            print(f"[{i}/{len(names)}] {name}, profile {profile}: libraries and models are loading", flush=True)
-            outcomes.append(run_notebook(name, settings[name], told))
+        outcomes = run_all(settings, told, jobs or at_once(settings[names[0]]))
     except KeyboardInterrupt:
         print(f"\nmmcollapse: interrupted. {resume(settings[names[0]])}", file=sys.stderr)
         return 130
     report(outcomes, settings[names[0]])
     return 1 if any(o.problem for o in outcomes) else 0
+
+
+def at_once(settings: Settings) -> int:
+    """How many notebooks run side by side: on a CPU one a core, for each computes on one; on a GPU one."""
+    return len(os.sched_getaffinity(0)) if settings.resolved_device() == "cpu" else 1
+
+
+def run_all(settings: dict[str, Settings], told: dict, jobs: int) -> list[Outcome]:
+    """Run notebooks, at most `jobs` at once, each in a process of its own; their lines reach the terminal as they come.
+    Those without chains of their own read the tables of the others, and wait for all that stand before them."""
+    # Those with chains first, side by side the longest first: then little waits for little.
+    several, reads = min(jobs, len(settings)) > 1, {name: not EXPERIMENTS.get(name, True) for name in settings}
+    waiting = sorted(settings, key=lambda n: (reads[n], -_work(n, settings[n]) if several else 0))
+    running, outcomes = [], []
+    lines: queue.Queue[tuple[str, str]] = queue.Queue()
+    begun = -math.inf
+    try:
+        while waiting or running:
+            free = len(running) < jobs and time.monotonic() - begun > APART
+            if waiting and free and (not reads[waiting[0]] or not running):
+                name, begun = waiting.pop(0), time.monotonic()
+                at, all_ = len(settings) - len(waiting), len(settings)
+                profile = settings[name].profile
+                print(f"[{at}/{all_}] {name}, profile {profile}: libraries and models are loading", flush=True)
+                running.append(Job(name, settings[name], told, lines))
+            try:
+                name, line = lines.get(timeout=0.1)
+                print(f"{name[:2]} | {line}" if several else line, end="", flush=True)
+                continue  # all lines of a notebook before its end
+            except queue.Empty:
+                pass
+            for job in [job for job in running if job.ended()]:
+                running.remove(job)
+                outcomes.append(job.outcome())
+                if several:
+                    print(f"{job.name}: {'FAILED' if outcomes[-1].problem else 'done'}", flush=True)
+    finally:
+        for job in running:
+            job.child.terminate()  # all of them first, for each may take some seconds to end
+        for job in running:
+            job.end()
+    return sorted(outcomes, key=lambda o: list(settings).index(o.name))
 
 
 def resume(settings: Settings, only: str = "") -> str:
@@ -95,49 +142,69 @@ def resume(settings: Settings, only: str = "") -> str:
     return f"To resume, give the same command again{one}: what is finished in {store} is not done again."
 
 
-def run_notebook(name: str, settings: Settings, told: dict) -> Outcome:
-    """One notebook in a process of its own. Its lines reach the terminal as they come, and RESULTS/<name>.log."""
-    folder = settings.results_folder
-    folder.mkdir(parents=True, exist_ok=True)
-    log, executed = folder / f"{name}.log", folder / f"{name}.ipynb"
-    order = {"notebook": str(NOTEBOOKS / f"{name}.ipynb"), "output": str(executed), "parameters": told}
-    began, now, last = time.monotonic(), time.time(), ""
-    # In a session of its own, so that Ctrl-C comes here alone and the end is orderly.
-    child = subprocess.Popen(
-        [sys.executable, "-m", "mmcollapse.runner", json.dumps(order)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-        env=ENVIRONMENT,
-    )
-    try:
-        with open(log, "w") as record:
-            for line in child.stdout:
-                print(line, end="", flush=True)
-                record.write(line)
-                record.flush()
-                last = line.strip() or last
-        code = child.wait()
-    except BaseException:
-        _end(child)
-        raise
-    problem = (last or f"the process ended with {code} and said nothing") if code else ""
-    made = [
-        p for place in (folder, settings.figures_folder) for p in place.glob(f"{name}*") if p.stat().st_mtime >= now
-    ]
-    return Outcome(name, problem, log, sorted(made), _seconds(folder / f"{name}.json", executed, now, began))
+def _work(name: str, settings: Settings) -> int:
+    """Model-generations that an experiment trains, at most."""
+    zoo = {role: tuple(listed(settings, f"{role}s")) for role in ROLES}
+    trained = [m for p in arms_of(name, settings) for m in p.members(zoo) if m.role in p.trains]
+    return len(trained) * settings.generations * settings.seeds
 
 
-def _end(child: subprocess.Popen):
-    """End a notebook's process; its kernel sees that within a second and ends as well."""
-    child.terminate()
-    try:
-        child.wait(5)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
+class Job:
+    """One notebook in a process of its own. Its lines go to `lines` with its name, and to RESULTS/<name>.log."""
+
+    def __init__(self, name: str, settings: Settings, told: dict, lines: queue.Queue):
+        self.name, self.settings, self.last, self.unwritten = name, settings, "", ""
+        folder = settings.results_folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.log, self.executed = folder / f"{name}.log", folder / f"{name}.ipynb"
+        order = {"notebook": str(NOTEBOOKS / f"{name}.ipynb"), "output": str(self.executed), "parameters": told}
+        self.began, self.now = time.monotonic(), time.time()
+        self._note("", "w")
+        # In a session of its own, so that Ctrl-C comes to the runner alone and the end is orderly.
+        self.child = subprocess.Popen(
+            [sys.executable, "-m", "mmcollapse.runner", json.dumps(order)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            env=ENVIRONMENT,
+        )
+        self.reader = threading.Thread(target=self._read, args=(lines,), daemon=True)
+        self.reader.start()
+
+    def _read(self, lines: queue.Queue):
+        for line in self.child.stdout:  # to its end whatever happens, or the notebook would wait for ever
+            lines.put((self.name, line))
+            self.last = line.strip() or self.last
+            self._note(line, "a")
+
+    def _note(self, text: str, mode: str):
+        try:
+            with open(self.log, mode) as record:
+                record.write(text)
+        except OSError as error:  # such as a full disk
+            self.unwritten = f"its log could not be written ({error})"
+
+    def ended(self) -> bool:
+        return not self.reader.is_alive() and self.child.poll() is not None
+
+    def outcome(self) -> Outcome:
+        code, folder = self.child.wait(), self.settings.results_folder
+        problem = (self.last or f"the process ended with {code} and said nothing") if code else self.unwritten
+        places = (folder, self.settings.figures_folder)
+        made = [p for place in places for p in place.glob(f"{self.name}*") if p.stat().st_mtime >= self.now]
+        seconds = _seconds(folder / f"{self.name}.json", self.executed, self.now, self.began)
+        return Outcome(self.name, problem, self.log, sorted(made), seconds)
+
+    def end(self):
+        """End the process; its kernel sees that within a second and ends as well."""
+        self.child.terminate()
+        try:
+            self.child.wait(5)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            self.child.wait()
 
 
 def _seconds(provenance: Path, executed: Path, now: float, began: float) -> dict[str, float]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from mmcollapse.errors import MMCollapseError
+from mmcollapse.experiments import EXPERIMENTS
 from mmcollapse.settings import Settings, load_settings
 from mmcollapse.store import Item, Store
 from mmcollapse.table import COLUMNS, read_table
@@ -90,9 +91,16 @@ def _of_figure(file: Path, results: Path) -> tuple[list[str], str, Path, pd.Data
         same = hashlib.sha256(place.read_bytes()).hexdigest() == sha256
         lines.append(f"  from {place} ({'unchanged since' if same else 'CHANGED since: draw the figure again'})")
         places.append(place)
-    experiment = places[0].name.split(".")[0]
+    names = list(dict.fromkeys(place.name.split(".")[0] for place in places))
+    tables = [name for name in names if EXPERIMENTS.get(name)] or [n for n in names if n == "00_instruments"]
+    if not tables:
+        raise MMCollapseError(
+            f"{file} shows verdicts, which are computed from the tables of 01 to 06: trace a row of one of them (make "
+            "trace ONLY=01_variance ROW=...), or one of their figures"
+        )
+    experiment = tables[0]
     path = places[0].with_name(f"{experiment}.parquet")
-    table = read_table(path)
+    table = pd.concat([read_table(places[0].with_name(f"{name}.parquet")) for name in tables], ignore_index=True)
     shown = pd.Series(False, index=table.index)
     for wanted in filters:
         here = pd.Series(True, index=table.index)

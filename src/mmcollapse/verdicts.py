@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from mmcollapse.stats import SEEDS_NEEDED
 from mmcollapse.table import read_table
 
 COLUMNS = ["profile", *claims.COLUMNS, "claims", "table_claims"]
+# Settings that all experiments of one study share.
+SHARED = ("world", "pairs", "steps", "batch", "lr_generator", "lr_captioner", "warmup", "method", "rank", "data_steps")
+SHARED += ("data_guidance", "measure_steps", "prompts", "noises", "captions", "dtype")
 SHIPPED = ("nano", "study")  # profiles that a page shows beside its own, where they have tables
 PREVIEW = "preview, not preregistered"
 
@@ -45,6 +49,26 @@ def read_results(folder: Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]
             except MMCollapseError as error:
                 wrong[experiment] = str(error)
     return tables, wrong
+
+
+def differing(folder: Path) -> list[str]:
+    """Lines, one a setting that the tables and gates of a folder do not share though it changes results: some of them
+    may be of an older run."""
+    made: dict[str, dict] = {}
+    for name in [*experiments(), "00_gates"]:
+        path = Path(folder) / f"{name}.json"
+        if path.is_file():
+            made[name] = json.loads(path.read_text())
+    lines = []
+    for key in SHARED:
+        values: dict[str, list[str]] = {}
+        for name, record in made.items():
+            if key in (held := record.get("settings", {})):
+                values.setdefault(str(held[key]), []).append(name[:2])
+        if len(values) > 1:
+            told = "; ".join(f"{value} ({', '.join(names)})" for value, names in values.items())
+            lines.append(f"{key} differs between tables: {told}")
+    return lines
 
 
 def experiments() -> list[str]:
@@ -128,7 +152,8 @@ def page(roots: Mapping[str, Path], settings: Settings) -> str:
 def _page(read: dict[str, _Profile], settings: Settings) -> str:
     lines = ["# Verdicts", "", *_preregistration(), ""]
     for name, p in read.items():
-        lines += [f"## Gates, {name}", "", *_gates(p.found, name), "", *_tables(name, p.tables, p.wrong), ""]
+        lines += [f"## Gates, {name}", "", *_gates(p.found, name), "", *_tables(name, p.tables, p.wrong)]
+        lines += [*(f"- **{line}**: some may be of an older run" for line in differing(p.folder)), ""]
     lines += ["## Claims", ""]
     for name, p in read.items():
         frame = p.verdicts

@@ -129,7 +129,7 @@ def _budget(source: Source) -> Drawn:
         y_axis(upper, panel, "")
         within(upper, "rate")
         within(lower, "plain")
-        lower.set_ylabel("net of generation 0\n(higher is better)")
+        lower.set_ylabel("net of generation 0\n(higher is better)", labelpad=0)
         for ax in (upper, lower):
             sns.despine(ax=ax)
     alike("image", axes, (0, 1))
