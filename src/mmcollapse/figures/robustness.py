@@ -210,10 +210,10 @@ def _scatter(source: Tables) -> Drawn:
     lines = [(m, metric, space) for m, pairs in chosen.items() for metric, space in pairs]
     note = textwrap.wrap(
         "Quality of a training set against what fresh base models lose by training on it (all right of the base "
-        "minus theirs, on test prompts; mean over seeds and students), a point an arm, a column a generation. Upper "
-        "row of each modality: the paper's metric if it could be computed, lower: the best other one. Named: where "
-        "the ranks by quality "
-        "and by loss differ most. rho: Spearman's, turned so that above 0 the metric predicts. " + _about(source),
+        "minus theirs, on test prompts; mean over seeds and students), a point an arm. Of each modality first the "
+        "paper's metric if it could be computed, then the best other one, by generation. Named: where the ranks by "
+        "quality and by loss differ most. rho: Spearman's, turned so that above 0 the metric predicts. "
+        + _about(source),
         LETTERS,
     )
     if not lines:
@@ -225,19 +225,13 @@ def _scatter(source: Tables) -> Drawn:
     found = {line: robustness.frame(source.tables, *line, source.units(line[0])) for line in lines}
     generations = sorted({int(g) for f in found.values() for g in f.generation})
     generations = [generations[k] for k in spread(range(len(generations)), 5)]
-    columns = max(len(generations), 3)  # few generations: the panels stay small
-    figure, axes = sheet(len(lines) * columns, columns, note, 1, cell=1.95, left=0.68)
-    shown = set()
-    for row, line in enumerate(lines):
-        failed = robustness.failures(source.tables, *line)
-        for column in range(columns):
-            ax = axes[row * columns + column]
-            if column >= len(generations):
-                ax.set_axis_off()
-                continue
-            g = generations[column]
-            data = found[line][found[line].generation == g]
-            shown |= _cloud(ax, data, failed[failed.generation == g], line, g)
+    panels = [(line, g) for line in lines for g in generations]
+    columns = len(generations) if len(generations) > 1 else 2  # of one generation the metrics stand side by side
+    figure, axes = sheet(len(panels), columns, note, 1, cell=1.95, left=0.68)
+    shown, failed = set(), {line: robustness.failures(source.tables, *line) for line in lines}
+    for ax, (line, g) in zip(axes, panels, strict=True):
+        data, worst = found[line][found[line].generation == g], failed[line]
+        shown |= _cloud(ax, data, worst[worst.generation == g], line, g)
     styles = [EXPERIMENT_STYLE[name] for name in OTHERS if name[:2] in shown]
     legend(figure, (), 5, [handle(style) for style in styles])
     return Drawn(figure, _rows(chosen))

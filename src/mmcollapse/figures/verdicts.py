@@ -128,7 +128,7 @@ def _interval(ax, y: float, row, remedy: str = ""):
     name = textwrap.shorten(row.contrast, 72, placeholder=" ...")
     if remedy:
         name = f"{remedy}, weakest: {name.replace(remedy.partition(' ')[2], 'it', 1)}"
-    _beside(ax, y, f"{name}{kind}", f"{number}, {row.seeds} seeds", "#333333")
+    _beside(ax, y, f"{name}{kind}", f"{number}, {row.seeds} seed{'s' * (row.seeds != 1)}", "#333333")
 
 
 def _chips(figure: Figure, gates: pd.DataFrame | None, bottom: float, height: float):

@@ -198,7 +198,8 @@ processor.batch_decode(model.generate(pixel_values=pixels, max_new_tokens=28), s
 from transformers import CLIPTokenizer, VisionEncoderDecoderModel, ViTImageProcessor
 
 model = VisionEncoderDecoderModel.from_pretrained("{folder}", dtype="float32")
-eye, tokenizer = ViTImageProcessor.from_pretrained("{folder}"), CLIPTokenizer.from_pretrained("{folder}")
+eye = ViTImageProcessor.from_pretrained("{folder}")
+tokenizer = CLIPTokenizer.from_pretrained("{folder}")
 pixels = eye(Image.open("picture.png"), return_tensors="pt").pixel_values
 tokenizer.batch_decode(model.generate(pixel_values=pixels, max_new_tokens=28), skip_special_tokens=True)""",
     ),
