@@ -752,7 +752,7 @@ def students(monkeypatch):
     ("name", "key"),
     [
         ("06_remedies", (GENERATOR, "accumulate")),
-        ("06_remedies", (CAPTIONER, "real-50%")),
+        ("06_remedies", (CAPTIONER, "real-25%")),
         ("03_diversity", (GENERATOR, "pool-3")),
         ("04_relabeling", (ROLES, "joint")),
         ("04_relabeling", (ROLES, "frozen-captioner")),
