@@ -41,8 +41,10 @@ def test_a_row_is_traced_to_the_base_model(trace, table, smoke):
     store = Store(smoke.folder / "runs")
     measured = store.find(row.hash)
     assert f"measured   {measured.folder} (made {measured.manifest['made_at']}, files pruned)" in said
-    # of equal weights (a clone's first generation is a lone model's) those that were made first
+    # of equal weights (a clone's first generation is a lone model's) the lone model's, and those that were made first
+    alone = {item.digest for item in store.items("pairs")}
     made = sorted(store.items("weights"), key=lambda item: item.manifest["made_at"], reverse=True)
+    made.sort(key=lambda item: item.inputs["pairs"] in alone)
     by_digest = {item.digest: item for item in made}
     second = by_digest[measured.inputs["makers"]]
     first = by_digest[second.inputs["parent"]]

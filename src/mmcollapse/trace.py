@@ -140,8 +140,11 @@ class Lineages:
         self.store, items = store, store.items() if store.root.is_dir() else []
         self.names = {item.name: item for item in items}
         items = sorted(items, key=lambda item: item.manifest["made_at"], reverse=True)  # of equals the first made
-        self.weights = {item.digest: item for item in items if item.kind == "weights"}
         self.pairs = {item.digest: item for item in items if item.kind == "pairs"}
+        weights = [item for item in items if item.kind == "weights"]
+        # A clone's first generation equals that of a lone model, whose pairs are one item: that is told.
+        weights.sort(key=lambda item: item.inputs["pairs"] in self.pairs)
+        self.weights = {item.digest: item for item in weights}
         sets = [item for item in items if item.inputs.get("metric") == "set"]
         self.sets = {item.inputs["of"]: item.facts["made of"] for item in sets}
         self.base = {digest: role for role, digest in made.get("models", {}).items()}
