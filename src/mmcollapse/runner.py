@@ -232,7 +232,9 @@ def report(outcomes: list[Outcome], settings: Settings):
         values = [o.seconds[s] for s in STAGES]
         values += [o.seconds["all"] - sum(values), o.seconds["all"]]
         print(f"{o.name:>24}" + "".join(f"{v:14.1f}" for v in values))
-    print("  other: starting a process and a kernel, imports, opening models, statistics")
+    print(
+        "  other: students, waiting for another notebook's work, starting a kernel, imports, opening models, statistics"
+    )
     if settings.seeds < SEEDS_NEEDED:
         few = "one seed decides" if settings.seeds == 1 else f"{settings.seeds} seeds decide"
         print(f'\nNote: {few} nothing. A verdict needs {SEEDS_NEEDED} (SET="seeds={SEEDS_NEEDED}", or PROFILE=study).')
