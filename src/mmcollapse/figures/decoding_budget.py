@@ -16,15 +16,16 @@ from mmcollapse.figures.house import (
     Drawn,
     Panel,
     Source,
+    by_arm,
     curves,
     estimate,
     facts,
     handle,
+    last_pictures,
     legend,
     level,
     nothing,
     over,
-    pixels,
     said,
     say,
     scalars,
@@ -342,15 +343,7 @@ def _wall(source: Source) -> Drawn:
     frame = source.samples("image", "guidance 1", [*arms, *CONTROLS])
     if frame.empty or not set(frame.arm) & set(arms):
         return nothing("pictures")
-    made = frame[frame.arm != "world"]
-    last, seed = int(made.generation.max()), int(made.seed.iloc[0])
-    numbers = sorted(int(i) for i in made.number.unique())[:6]
-    prompts = made.drop_duplicates("number").set_index("number").prompt
-    pictures = {}
-    for r in frame.itertuples():
-        if r.number in numbers and r.generation in (0, last):
-            key = r.arm if r.arm == "world" or r.generation == last else "start"
-            pictures.setdefault((key, r.number), pixels(r.image))
+    pictures, prompts, last, seed = last_pictures(frame, by_arm)
     there = {key for key, _ in pictures}
     blocks = [("", [(label, k) for k, label in (("world", "real"), ("start", "generation 0")) if k in there])]
     blocks[0] = ("Before", [(textwrap.fill(label, 10), k) for label, k in blocks[0][1]])
@@ -362,12 +355,12 @@ def _wall(source: Source) -> Drawn:
     blocks += [("Controls", controls)] if controls else []
     note = (
         f"Pictures after {last} generations by how their training data were decoded, all drawn alike at guidance 1: a "
-        f"row is one test prompt, with the same noise everywhere. n = {len(numbers)} prompts, seed {seed}; "
+        f"row is one test prompt, with the same noise everywhere. n = {len(prompts)} prompts, seed {seed}; "
         f"{source.about}."
     )
-    figure = wall(blocks, pictures, {i: prompts[i] for i in numbers}, note)
+    figure = wall(blocks, pictures, prompts, note)
     shown = {"modality": "image", "measurement": "guidance 1", "arm": ["world", *arms, "gen0", "real"]}
-    return Drawn(figure, [shown | {"seed": [-1, seed], "generation": [0, last], "index": numbers}], samples=True)
+    return Drawn(figure, [shown | {"seed": [-1, seed], "generation": [0, last], "index": list(prompts)}], samples=True)
 
 
 def spread_values(names: dict[float, str], there: set) -> list[tuple[str, str]]:

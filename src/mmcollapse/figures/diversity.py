@@ -12,7 +12,9 @@ import seaborn as sns
 from matplotlib.ticker import MaxNLocator
 
 from mmcollapse.figures.house import (
+    BETTER,
     EMBEDDING,
+    LOWER,
     Drawn,
     Panel,
     Source,
@@ -22,11 +24,12 @@ from mmcollapse.figures.house import (
     grid,
     handle,
     is_member,
+    last_pictures,
     legend,
     level,
     nothing,
     over,
-    pixels,
+    right_and_varied,
     say,
     scalars,
     sheet,
@@ -36,8 +39,6 @@ from mmcollapse.figures.house import (
     y_axis,
 )
 from mmcollapse.figures.styles import ARM_STYLE, LETTERS, POPULATIONS, in_order
-
-LOWER, BETTER = "(lower = less varied)", "(higher is better)"
 
 
 def _sizes(source: Source, modality: str) -> dict[int, list[str]]:
@@ -61,24 +62,8 @@ def _largest(source: Source, modality: str) -> tuple[str, ...]:
 
 
 def _panels(source: Source, arms=None) -> list[Panel]:
-    image = {"modality": "image", "measurement": "guidance 1"}
-    image["arms"] = (*(arms or _largest)(source, "image"), "gen0", "real")
-    text = {"modality": "text", "arms": (*(arms or _largest)(source, "text"), "gen0", "real")}
-    nuisance = f"nuisance variance, to real\n{LOWER}"
-    sampled = text | {"measurement": "sampled"}
-    return [
-        Panel("Pictures all right", f"share of pictures\n{BETTER}", "all_right", **image, scale="rate"),
-        Panel("Variance of pictures", nuisance, "nuisance_ratio", **image, scale="log"),
-        Panel(
-            "Captions all right",
-            f"share of captions\n{BETTER}",
-            "all_right",
-            measurement="greedy",
-            **text,
-            scale="rate",
-        ),
-        Panel("Variance of captions", EMBEDDING + LOWER, "caption_variance", **sampled, scale="log"),
-    ]
+    pictures, captions = ((*(arms or _largest)(source, m), "gen0", "real") for m in ("image", "text"))
+    return right_and_varied(pictures, captions)
 
 
 def _models(source: Source, modality: str, arm: str = "") -> list[str]:
@@ -326,15 +311,12 @@ def _wall(source: Source) -> Drawn:
     frame = source.samples("image", "guidance 1", arms)
     if frame.empty:
         return nothing("pictures")
-    made = frame[frame.arm != "world"]
-    last, seed = int(made.generation.max()), int(made.seed.iloc[0])
-    numbers = sorted(int(i) for i in made.number.unique())[:6]
-    prompts = made.drop_duplicates("number").set_index("number").prompt
-    pictures = {}
-    for r in frame[(frame.arm == "world") | ((frame.generation == last) & is_member(frame.model))].itertuples():
-        if r.number in numbers:
-            key = "world" if r.arm == "world" else (r.arm, r.model)
-            pictures[key, r.number] = pixels(r.image)
+
+    def by_member(row, last: int):
+        return "world" if row.arm == "world" else (row.arm, row.model) if row.generation == last else None
+
+    own = frame[(frame.arm == "world") | is_member(frame.model)]
+    pictures, prompts, last, seed = last_pictures(own, by_member)
     there = {key for key, _ in pictures}
     members = sorted({key[1] for key in there if key != "world"})
     members = [members[k] for k in spread(range(len(members)), 5)]
@@ -345,11 +327,11 @@ def _wall(source: Source) -> Drawn:
     note = (
         f"Pictures after {last} generations, a block a model: trained on its own pictures alone, and in the "
         f"{ARM_STYLE[pool]['label'] if pool != 'alone' else 'pool'}; at guidance 1, the same noise everywhere. A row "
-        f"is one test prompt. n = {len(numbers)} prompts, seed {seed}; {source.about}."
+        f"is one test prompt. n = {len(prompts)} prompts, seed {seed}; {source.about}."
     )
-    figure = wall(blocks, pictures, {i: prompts[i] for i in numbers}, note)
+    figure = wall(blocks, pictures, prompts, note)
     shown = {"modality": "image", "measurement": "guidance 1", "arm": ["world", *arms], "model": ["", *members]}
-    return Drawn(figure, [shown | {"seed": [-1, seed], "generation": [0, last], "index": numbers}], samples=True)
+    return Drawn(figure, [shown | {"seed": [-1, seed], "generation": [0, last], "index": list(prompts)}], samples=True)
 
 
 FIGURES = {

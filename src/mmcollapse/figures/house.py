@@ -7,7 +7,7 @@ import json
 import math
 import os
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from mmcollapse.table import read_table
 # Of a metric that was measured in several spaces a panel shows the first of these that is there.
 SPACES = ("oracle", "parser", "words", "pixels", "language", "judge", "clip", "inception", "dino", "judge-2", "")
 EMBEDDING = "{space} embedding variance\n"
+LOWER, BETTER = "(lower = less varied)", "(higher is better)"
 
 # ---- what is read
 
@@ -489,6 +490,41 @@ def wall(blocks: Sequence[Block], pictures: dict, prompts: dict[int, str], note:
         start += wide + gap
     caption(figure, lines)
     return figure
+
+
+def last_pictures(frame: pd.DataFrame, key_of: Callable, most: int = 6) -> tuple[dict, dict[int, str], int, int]:
+    """For a wall, of the first `most` prompts: pictures ((key, number) -> pixels), prompts (number -> text), the last
+    generation, the seed. frame: see Source.samples; key_of(row, last): a picture's key, or None to leave it out."""
+    made = frame[frame.arm != "world"]
+    last, seed = int(made.generation.max()), int(made.seed.iloc[0])
+    numbers = sorted(int(i) for i in made.number.unique())[:most]
+    prompts = made.drop_duplicates("number").set_index("number").prompt
+    pictures = {}
+    for row in frame[frame.number.isin(numbers)].itertuples():
+        if (key := key_of(row, last)) is not None:
+            pictures.setdefault((key, row.number), pixels(row.image))
+    return pictures, {i: prompts[i] for i in numbers}, last, seed
+
+
+def by_arm(row, last: int) -> str | None:
+    """The key of a picture in a wall with a column an arm: "world", "start" (generation 0) or the arm, at the end."""
+    if row.generation not in (0, last):
+        return None
+    return row.arm if row.arm == "world" or row.generation == last else "start"
+
+
+def right_and_varied(pictures: Sequence[str], captions: Sequence[str]) -> list[Panel]:
+    """How many are right and how they vary, of the arms `pictures` and the arms `captions`."""
+    image = {"modality": "image", "measurement": "guidance 1", "arms": tuple(pictures)}
+    text = {"modality": "text", "arms": tuple(captions)}
+    greedy, sampled = text | {"measurement": "greedy"}, text | {"measurement": "sampled"}
+    nuisance = f"nuisance variance, to real\n{LOWER}"
+    return [
+        Panel("Pictures all right", f"share of pictures\n{BETTER}", "all_right", **image, scale="rate"),
+        Panel("Variance of pictures", nuisance, "nuisance_ratio", **image, scale="log"),
+        Panel("Captions all right", f"share of captions\n{BETTER}", "all_right", **greedy, scale="rate"),
+        Panel("Variance of captions", EMBEDDING + LOWER, "caption_variance", **sampled, scale="log"),
+    ]
 
 
 # ---- saving

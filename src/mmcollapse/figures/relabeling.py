@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from mmcollapse.figures.house import (
+    BETTER,
     EMBEDDING,
+    LOWER,
     Drawn,
     Panel,
     Source,
@@ -37,7 +39,6 @@ ANCHORED = ("joint", "frozen-captioner", "frozen-generator", "original", "oracle
 CLOSED = tuple(f"{arm}-closed" for arm in ANCHORED if arm != "original")
 ARMS = (*ANCHORED, *CLOSED, "gen0", "real")
 FOLLOWED = ("joint", "joint-closed", "frozen-captioner", "oracle")
-LOWER, BETTER = "(lower = less varied)", "(higher is better)"
 
 
 def _panels() -> dict[str, Panel]:

@@ -8,19 +8,20 @@ import textwrap
 import seaborn as sns
 
 from mmcollapse.figures.house import (
-    EMBEDDING,
     Drawn,
     Panel,
     Source,
+    by_arm,
     facts,
     grid,
     handle,
+    last_pictures,
     legend,
     level,
     nothing,
     over,
-    pixels,
     reference,
+    right_and_varied,
     said,
     say,
     scalars,
@@ -41,31 +42,9 @@ def _shares(source: Source, kind: str = "") -> dict[float, str]:
     return dict(sorted((float(f.group(1)), f.group(0)) for f in found if f))
 
 
-def _panels(arms: tuple[str, ...]) -> list[Panel]:
-    """Right and varied, of both modalities."""
-    lower, better = "(lower = less varied)", "(higher is better)"
-    image = {"modality": "image", "measurement": "guidance 1", "arms": arms}
-    text = {"modality": "text", "arms": arms}
-    nuisance = f"nuisance variance, to real\n{lower}"
-    return [
-        Panel("Pictures all right", f"share of pictures\n{better}", "all_right", **image, scale="rate"),
-        Panel("Variance of pictures", nuisance, "nuisance_ratio", **image, scale="log"),
-        Panel(
-            "Captions all right",
-            f"share of captions\n{better}",
-            "all_right",
-            **text,
-            measurement="greedy",
-            scale="rate",
-        ),
-        Panel(
-            "Variance of captions", EMBEDDING + lower, "caption_variance", **text, measurement="sampled", scale="log"
-        ),
-    ]
-
-
 def _curves(source: Source) -> Drawn:
-    panels = _panels((*KEPT, *_shares(source).values(), *CONTROLS))
+    arms = (*KEPT, *_shares(source).values(), *CONTROLS)
+    panels = right_and_varied(arms, arms)
     about = (
         "Remedies against collapse. Recursive replaces: each generation is trained on the pairs of the one before "
         "alone. Accumulate: on those of all generations so far and the real ones, with as many times the steps; "
@@ -85,7 +64,7 @@ def _over(source: Source, lines: dict[str, dict[float, str]], styles: dict[str, 
     axis: label, whether logarithmic, what is said if there is nothing."""
     label, log, lacking = axis
     arms = tuple(dict.fromkeys([*(arm for names in lines.values() for arm in names.values()), *levels]))
-    panels = _panels(arms)
+    panels = right_and_varied(arms, arms)
     note = textwrap.wrap(f"{about} {facts(source, panels)}", LETTERS)
     figure, axes = sheet(len(panels), 4, note, 2)
     used, flat, rows = [], set(), []
@@ -175,15 +154,7 @@ def _wall(source: Source) -> Drawn:
     frame = source.samples("image", "guidance 1", arms)
     if frame.empty:
         return nothing("pictures")
-    made = frame[frame.arm != "world"]
-    last, seed = int(made.generation.max()), int(made.seed.iloc[0])
-    numbers = sorted(int(i) for i in made.number.unique())[:6]
-    prompts = made.drop_duplicates("number").set_index("number").prompt
-    pictures = {}
-    for r in frame.itertuples():
-        if r.number in numbers and r.generation in (0, last):
-            key = r.arm if r.arm == "world" or r.generation == last else "start"
-            pictures.setdefault((key, r.number), pixels(r.image))
+    pictures, prompts, last, seed = last_pictures(frame, by_arm)
     there = {key for key, _ in pictures}
 
     def block(title: str, names: dict) -> list:
@@ -197,11 +168,11 @@ def _wall(source: Source) -> Drawn:
     blocks += block("Controls", {"gen0": "generation-\n0 data", "real": "real\ndata"})
     note = (
         f"Pictures after {last} generations under each remedy, at guidance 1: a row is one test prompt, the same noise "
-        f"everywhere. Base: generation 0. n = {len(numbers)} prompts, seed {seed}; {source.about}."
+        f"everywhere. Base: generation 0. n = {len(prompts)} prompts, seed {seed}; {source.about}."
     )
-    figure = wall(blocks, pictures, {i: prompts[i] for i in numbers}, note)
-    shown = {"modality": "image", "measurement": "guidance 1", "arm": ["world", *in_order(set(made.arm))]}
-    return Drawn(figure, [shown | {"seed": [-1, seed], "generation": [0, last], "index": numbers}], samples=True)
+    figure = wall(blocks, pictures, prompts, note)
+    shown = {"modality": "image", "measurement": "guidance 1", "arm": ["world", *in_order(set(frame.arm) - {"world"})]}
+    return Drawn(figure, [shown | {"seed": [-1, seed], "generation": [0, last], "index": list(prompts)}], samples=True)
 
 
 FIGURES = {"curves": _curves, "shares": _by_share, "pairs": _by_pairs, "wall": _wall}
