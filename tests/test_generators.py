@@ -338,7 +338,7 @@ def test_components_are_stored_once_and_small(folder):
 
 def test_another_seed_is_another_model(folder):
     first, second = (load(folder / name) for name in ("generator", "generator-2"))
-    a, b = (dict(model.unet.config, _name_or_path="") for model in (first, second))
+    a, b = (dict(model.denoiser.config, _name_or_path="") for model in (first, second))
     assert first.digest != second.digest and a == b
     weights = zip(first.trainable().values(), second.trainable().values(), strict=True)
     assert any(not torch.allclose(a, b, atol=0.1) for a, b in weights)

@@ -321,7 +321,7 @@ def seen_by_unet(generator, run) -> list[torch.Tensor]:
     def hook(module, args, options):
         seen.append((args[2] if len(args) > 2 else options["encoder_hidden_states"]).detach().clone())
 
-    handle = generator.unet.register_forward_pre_hook(hook, with_kwargs=True)
+    handle = generator.denoiser.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         run()
     finally:
@@ -338,8 +338,8 @@ def test_guidance_costs_what_it_says(generator, prompts, guidance, passes):
 
 
 def test_the_null_condition_is_the_empty_prompt_in_training_and_in_sampling(generator, prompts):
-    null, text = generator.embed([""]), generator.embed(prompts[:6])
-    assert torch.equal(generator.null, null) and not torch.allclose(null, text[:1], atol=0.1)
+    null, text = generator.conditions([""])["text"], generator.conditions(prompts[:6])["text"]
+    assert torch.equal(generator.nothing["text"], null) and not torch.allclose(null, text[:1], atol=0.1)
     ids = generator.pipe.tokenizer("", padding="max_length", max_length=text.shape[1], return_tensors="pt").input_ids
     with torch.no_grad():
         assert torch.allclose(null, generator.pipe.text_encoder(ids)[0], atol=1e-6)
@@ -351,7 +351,10 @@ def test_the_null_condition_is_the_empty_prompt_in_training_and_in_sampling(gene
     assert torch.equal(unguided[0], text)
 
     g = torch.Generator().manual_seed(0)
-    training = generator.draw(6, g) | {"latents": torch.zeros(6, generator.unet.config.in_channels, 8, 8), "text": text}
+    training = generator.draw(6, g) | {
+        "latents": torch.zeros(6, generator.denoiser.config.in_channels, 8, 8),
+        "text": text,
+    }
     training["drop"] = torch.tensor([0.0, P_DROP - 1e-6, P_DROP, 0.5, 0.99, 0.0])
     with torch.no_grad():
         seen = seen_by_unet(generator, lambda: generator.loss(training))[0]
@@ -361,13 +364,15 @@ def test_the_null_condition_is_the_empty_prompt_in_training_and_in_sampling(gene
 
 def test_guidance_moves_away_from_the_null_prediction(generator, prompts):
     """One step of DDIM written out: x0 from null + scale (text - null)."""
-    text, scale = generator.embed(prompts[:2]), 3.0
-    noise = normal(keys(2), (generator.unet.config.in_channels, 8, 8))
+    text, scale = generator.conditions(prompts[:2])["text"], 3.0
+    noise = normal(keys(2), (generator.denoiser.config.in_channels, 8, 8))
     scheduler = generator.pipe.scheduler
     scheduler.set_timesteps(1)
     t = scheduler.timesteps[0]
     with torch.no_grad():
-        null, wanted = (generator.unet(noise, t, c).sample for c in (generator.null.expand_as(text), text))
+        null, wanted = (
+            generator.denoiser(noise, t, c).sample for c in (generator.nothing["text"].expand_as(text), text)
+        )
     epsilon = null + scale * (wanted - null)
     betas = torch.linspace(scheduler.config.beta_start, scheduler.config.beta_end, 1000, dtype=torch.float64)
     alpha = (1 - betas).cumprod(0)
@@ -385,12 +390,12 @@ def test_pictures_survive_the_autoencoder(generator, oracle, world):
     some = world.sample("test", range(60))
     encoded = generator.encode(some.images, [five[0] for five in some.captions])
     latents = encoded["latents"]
-    assert latents.shape == (60, generator.unet.config.in_channels, 8, 8)
+    assert latents.shape == (60, generator.denoiser.config.in_channels, 8, 8)
     assert 0.5 < float(latents.std()) < 2  # scaled to about one, as the noise that is added is
     again = generator.decode(latents)
     assert np.abs(again.astype(int) - some.images).mean() < 4
     assert pictures_right(oracle.read(again), some.scenes).mean() > 0.9
-    assert torch.equal(encoded["text"], generator.embed([five[0] for five in some.captions]))
+    assert torch.equal(encoded["text"], generator.conditions([five[0] for five in some.captions])["text"])
 
 
 def test_denoising_loss_is_the_closed_form():
@@ -453,7 +458,7 @@ def trained(folder: Path, world, method: str, steps: int, lr: float):
     model = load(folder)
     torch.manual_seed(0)  # LoRA's first weights come from torch's global generator
     model.prepare(method, 4)
-    everything = model.unet if model.kind == "generator" else model.model
+    everything = model.denoiser if model.kind == "generator" else model.model
     start = {name: p.detach().clone() for name, p in everything.named_parameters()}
     some = world.sample("chain", range(8))
     before, after = fit(model, 255 - some.images, [five[0] for five in some.captions][::-1], steps, lr)

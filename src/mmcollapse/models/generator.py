@@ -162,15 +162,6 @@ class DiffusersGenerator:
         rows = [where[c] for c in captions]
         return {name: torch.cat([part[name] for part in parts])[rows] for name in parts[0]}
 
-    def embed(self, captions: list[str]) -> torch.Tensor:
-        """Prompt embeddings (n, tokens, d) float32."""
-        return self.conditions(captions)["text"]
-
-    @property
-    def null(self) -> torch.Tensor:
-        """Prompt embeddings (1, tokens, d) of the null condition."""
-        return self.nothing["text"]
-
     @property
     def _shift(self) -> float:
         return self.pipe.vae.config.shift_factor or 0.0
@@ -248,10 +239,6 @@ class StableDiffusion(DiffusersGenerator):
 
     pipeline = "StableDiffusionPipeline"
     opening = {"safety_checker": None}
-
-    @property
-    def unet(self):
-        return self.denoiser
 
     @staticmethod
     def predict(denoiser, noisy, timesteps, told, return_dict=True):
