@@ -86,6 +86,21 @@ def test_a_failing_notebook_does_not_stop_the_others(notebooks, tmp_path):
     assert "fine-tuning begins" in (tmp_path / "out" / "02_good.log").read_text()
 
 
+def test_the_log_of_a_silent_notebook_is_among_what_was_made(notebooks, tmp_path, monkeypatch):
+    """Files are stamped by a clock that ticks a hundred times a second: its log may seem older than the notebook."""
+    write, lines, _ = notebooks
+    write("01_silent", ["pass"])
+    note = runner.Job._note
+
+    def early(self, text, mode):
+        note(self, text, mode)
+        os.utime(self.log, (time.time() - 0.01,) * 2)
+
+    monkeypatch.setattr(runner.Job, "_note", early)
+    assert runner.run("smoke", FOLDERS) == 0
+    assert any(line.startswith("  out/01_silent.log ") for line in lines)
+
+
 def test_notebooks_run_at_once_but_those_that_read_the_others_wait(notebooks):
     write, lines, _ = notebooks
     meet = "import time\nfrom pathlib import Path\nPath('{0}').touch()\nfor _ in range(1200):\n"

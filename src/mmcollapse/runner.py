@@ -193,7 +193,8 @@ class Job:
         code, folder = self.child.wait(), self.settings.results_folder
         problem = (self.last or f"the process ended with {code} and said nothing") if code else self.unwritten
         places = (folder, self.settings.figures_folder)
-        made = [p for place in places for p in place.glob(f"{self.name}*") if p.stat().st_mtime >= self.now]
+        made = {p for place in places for p in place.glob(f"{self.name}*") if p.stat().st_mtime >= self.now}
+        made |= {self.log} & set(folder.iterdir())  # a silent notebook's keeps its first stamp, a tick before `now`
         seconds = _seconds(folder / f"{self.name}.json", self.executed, self.now, self.began)
         return Outcome(self.name, problem, self.log, sorted(made), seconds)
 
