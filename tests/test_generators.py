@@ -113,6 +113,22 @@ def test_the_pipeline_alone_makes_the_pictures_of_the_adapter(model, pipe, name,
     assert model.make(PROMPTS[:1], ImageDecoding(1, 3.0), keys(1)).shape == (1, 64, 64, 3)  # one step is enough
 
 
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("steps", [2, 7])
+def test_what_a_gpu_makes_is_what_the_pipeline_makes(model, steps, guidance, monkeypatch):
+    """The two ways to sample: our loop, which a graph can hold, and the pipeline's. Compared as latents."""
+    monkeypatch.setattr(model, "decode", lambda latents: latents.numpy())
+    decoding, noise = ImageDecoding(steps, guidance), normal(keys(3), model.shape)
+
+    def ours(prompts):
+        with torch.no_grad():
+            return model._denoise(model.conditions(prompts) | {"noise": noise}, **vars(decoding)).numpy()
+
+    theirs = model.make(PROMPTS, decoding, keys(3))
+    same, other = np.abs(ours(PROMPTS) - theirs).max(), np.abs(ours(PROMPTS[::-1]) - theirs)[[0, 2]].max()
+    assert same < 1e-5 < 1e-3 < other < np.abs(theirs).max()
+
+
 def test_the_card_says_how_to_open_it(folder, name, tmp_path):
     """Its snippet runs, from any folder, and makes a picture."""
     what, snippet = card(name)

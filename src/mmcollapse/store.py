@@ -29,7 +29,7 @@ __all__ = ["KINDS", "Item", "Store", "digest_arrays", "digest_of", "item_name", 
 
 # The version of what each kind of thing means. Bump it when the same inputs begin to make something else: old folders
 # keep their names and are simply not asked for any more. tests/test_semantics.py notices a change without a bump.
-KINDS = {"weights": 3, "pairs": 2, "scores": 1}
+KINDS = {"weights": 4, "pairs": 3, "scores": 1}
 
 MANIFEST = "manifest.json"
 PACKAGES = ("mmcollapse", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pyarrow", "pillow")

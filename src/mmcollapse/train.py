@@ -1,7 +1,7 @@
 """The one training loop: chains fine-tune with it, `make pretrain` builds the base models with it.
 
 fp32 master weights and optimiser state, compute in fp32 or bf16 (autocast), AdamW, linear warm-up, gradient clipping.
-On a GPU the whole step is captured in one CUDA graph: nano models are launch-bound there, and the graph makes them
+On a GPU the whole step is recorded in CUDA graphs (see graphs): nano models are launch-bound there, and so they are
 several times faster (`make bench`). The arithmetic is the same.
 """
 
@@ -15,7 +15,10 @@ from pathlib import Path
 import torch
 
 from mmcollapse.errors import TrainingDiverged
+from mmcollapse.graphs import recording
 from mmcollapse.randomness import generator
+
+SAVED = 1000  # steps between two checkpoints
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ def train(
     on_step: Callable[[int, float], None] | None = None,
     every: int = 20,
     checkpoint: Path | None = None,
+    recorded: dict | None = None,
 ) -> list[float]:
     """Train `parameters` in place and return the loss of every `every`-th step.
 
@@ -78,78 +82,43 @@ def train(
         of the steps so that nothing of the start is left in it.
     gpu_noise: draw on the GPU (pretraining, where speed counts more than equality across devices).
     on_step: called every `every` steps with (steps done, loss).
-    checkpoint: a file to continue from where it exists, written every 1,000 steps and removed at the end (pretraining;
+    checkpoint: a file to continue from where it exists, written every SAVED steps and removed at the end (pretraining;
         a chain's generation is short enough to start again).
+    recorded: steps recorded on a GPU by earlier calls with these very `loss` and `parameters`, to which this one's is
+        added: recording takes as long as tens of steps.
     Raises TrainingDiverged when a loss or weight is not finite.
     """
     device = next(iter(data.values())).device
     n = len(next(iter(data.values())))
-    on_gpu = device.type == "cuda"
-    rate = torch.tensor(recipe.lr, device=device)
-    optimiser = torch.optim.AdamW(
-        parameters,
-        lr=rate if on_gpu else recipe.lr,
-        betas=recipe.betas,
-        weight_decay=recipe.weight_decay,
-        fused=True,
-        capturable=on_gpu,
-    )
-
-    def backward(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.dtype == "bfloat16", cache_enabled=not on_gpu):
-            value = loss(batch)
-        value.backward()
-        return value.detach()
-
-    def update():
-        torch.nn.utils.clip_grad_norm_(parameters, recipe.clip, foreach=True)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=False)
-        if average is not None:
-            torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - average_decay)
-
-    def step(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        value = backward(batch)
-        _share_gradients(parameters)
-        update()
-        return value
+    graphs = recording(device)
+    stepper = None
 
     if torch.distributed.is_initialized():
         key = (*key, torch.distributed.get_rank())  # every process has its own batches and noise
     noise_key = generator("noise", *key)
-    if gpu_noise and on_gpu:
+    if gpu_noise and device.type == "cuda":
         noise_key = torch.Generator(device).manual_seed(noise_key.initial_seed())
 
-    def fetch(index: torch.Tensor) -> dict[str, torch.Tensor]:
-        rows = {name: t.index_select(0, index.to(device)) for name, t in data.items()}
-        return rows | {name: t.to(device, non_blocking=True) for name, t in draw(len(index), noise_key).items()}
-
-    replay, inputs, output, done = None, None, None, 0
-    log: list[float] = []
+    done, log = 0, []
     saved = torch.load(checkpoint, map_location=device) if checkpoint and checkpoint.is_file() else None
     if saved:
         done, log = saved["step"], saved["log"]
         noise_key.set_state(saved["noise"].cpu())
-    for i, index in enumerate(batches(n, recipe.batch, recipe.steps, key)):
-        if i < done:
-            continue
-        batch = fetch(index)
-        if on_gpu:
-            rate.fill_(recipe.lr_at(i))
-            if replay is None:
-                inputs = {name: t.clone() for name, t in batch.items()}
-                replay, output = _capture(step, backward, update, inputs, parameters, optimiser, average)
-                if saved:
-                    _restore(saved, parameters, optimiser, average)
-            for name, t in batch.items():
-                inputs[name].copy_(t)
-            replay()
-        else:
-            if saved and i == done:
-                step(batch)  # makes the optimiser's state, which is then overwritten
-                _restore(saved, parameters, optimiser, average)
-            optimiser.param_groups[0]["lr"] = recipe.lr_at(i)
-            output = step(batch)
+    for i, index, draws in _fetched(batches(n, recipe.batch, recipe.steps, key), draw, noise_key, device, done, every):
+        if stepper is None:
+            shapes = tuple((k, t.shape[1:], t.dtype) for k, t in data.items())
+            kind = (recipe.batch, recipe.betas, recipe.weight_decay, recipe.clip, recipe.dtype, shapes)
+            stepper = recorded.get(kind) if graphs and recorded is not None else None
+            if stepper is None:
+                stepper = _Step(loss, parameters, recipe, device, average, average_decay)
+                if graphs:
+                    stepper.record({k: t.index_select(0, index) for k, t in data.items()} | draws)
+                    if recorded is not None:
+                        recorded[kind] = stepper
+            stepper.begin()
+            if saved:
+                stepper.restore(saved)
+        output = stepper(data, index, draws, recipe.lr_at(i))
         if average is not None and i + 1 == recipe.steps // 4:
             torch._foreach_copy_(average, [p.detach() for p in parameters])
         if (i + 1) % every == 0 or i + 1 == recipe.steps:
@@ -162,19 +131,9 @@ def train(
             log.append(value)
             if on_step:
                 on_step(i + 1, value)
-        if checkpoint and (i + 1) % 1000 == 0 and i + 1 < recipe.steps:
-            state = [{k: v.clone() for k, v in optimiser.state[p].items()} for p in parameters]
-            torch.save(
-                {
-                    "step": i + 1,
-                    "log": log,
-                    "noise": noise_key.get_state(),
-                    "parameters": [p.detach().clone() for p in parameters],
-                    "average": average,
-                    "optimiser": state,
-                },
-                checkpoint.with_suffix(".part"),
-            )
+        if checkpoint and (i + 1) % SAVED == 0 and i + 1 < recipe.steps:
+            state = {"step": i + 1, "log": log, "noise": noise_key.get_state(), "average": average}
+            torch.save(state | stepper.state(), checkpoint.with_suffix(".part"))
             checkpoint.with_suffix(".part").replace(checkpoint)
     if not all(bool(torch.isfinite(p).all()) for p in parameters):
         raise TrainingDiverged(f"a weight is not finite after {recipe.steps} steps (learning rate {recipe.lr:g})")
@@ -183,14 +142,134 @@ def train(
     return log
 
 
-@torch.no_grad()
-def _restore(saved: dict, parameters, optimiser, average):
-    for p, value, state in zip(parameters, saved["parameters"], saved["optimiser"], strict=True):
-        p.copy_(value)
-        for name, tensor in state.items():
-            optimiser.state[p][name].copy_(tensor)
-    for a, value in zip(average or [], saved["average"] or [], strict=True):
-        a.copy_(value)
+def _fetched(steps: Iterator[torch.Tensor], draw, noise_key, device, done: int, every: int) -> Iterator[tuple]:
+    """(step, its rows, its random inputs) of the steps after `done`, on the device. Some steps travel at once: to copy
+    to a GPU is to wait until it has done what it was given."""
+    waiting: list[torch.Tensor] = []
+    for i, index in enumerate(steps):
+        if i < done:
+            continue
+        waiting.append(index)
+        if (i + 1) % every and (i + 1) % SAVED:  # a state is saved only where nothing was drawn ahead
+            continue
+        yield from _sent(i + 1 - len(waiting), waiting, draw, noise_key, device)
+        waiting = []
+    yield from _sent(i + 1 - len(waiting), waiting, draw, noise_key, device)
+
+
+def _sent(first: int, indices: list[torch.Tensor], draw, noise_key, device) -> Iterator[tuple]:
+    if not indices:
+        return
+    drawn = [draw(len(index), noise_key) for index in indices]
+    index = torch.stack(indices).to(device)
+    sent = {name: torch.stack([d[name] for d in drawn]).to(device) for name in drawn[0]}
+    for k in range(len(indices)):
+        yield first + k, index[k], {name: t[k] for name, t in sent.items()}
+
+
+class _Step:
+    """One optimiser step: loss, gradients, their exchange between processes, clipping, AdamW. Called, it takes the rows
+    `index` of the data; recorded, it does so by two CUDA graphs with the exchange of gradients between them."""
+
+    def __init__(self, loss, parameters, recipe: Recipe, device, average, average_decay: float):
+        self.loss, self.parameters, self.recipe, self.device = loss, parameters, recipe, device
+        self.average, self.average_decay = average, average_decay
+        self.graphs, self.inputs, self.output = (), {}, None
+        self.rate = torch.tensor(recipe.lr, device=device)
+        self.optimiser = torch.optim.AdamW(
+            parameters,
+            lr=self.rate if device.type == "cuda" else recipe.lr,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+            capturable=device.type == "cuda",
+        )
+
+    def __call__(self, data, index, draws, lr: float) -> torch.Tensor:
+        """The loss, which the next call may overwrite."""
+        if self.device.type == "cuda":
+            self.rate.fill_(lr)
+        else:
+            self.optimiser.param_groups[0]["lr"] = lr
+        if not self.graphs:
+            return self._step({k: t.index_select(0, index) for k, t in data.items()} | draws)
+        for name, value in data.items():
+            torch.index_select(value, 0, index, out=self.inputs[name])
+        for name, value in draws.items():
+            self.inputs[name].copy_(value)
+        self.graphs[0].replay()
+        _share_gradients(self.parameters)
+        self.graphs[1].replay()
+        return self.output
+
+    def _step(self, batch) -> torch.Tensor:
+        value = self._backward(batch)
+        _share_gradients(self.parameters)
+        self._update()
+        return value
+
+    def _backward(self, batch) -> torch.Tensor:
+        low, cache = self.recipe.dtype == "bfloat16", not recording(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=cache):
+            value = self.loss(batch)
+        value.backward()
+        return value.detach()
+
+    def _update(self):
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip, foreach=True)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=False)
+        if self.average is not None:
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - self.average_decay)
+
+    def begin(self):
+        """Forget what earlier steps left in the optimiser."""
+        for state in self.optimiser.state.values():
+            for value in state.values():
+                value.zero_()
+        for p in self.parameters:
+            if p.grad is not None:
+                p.grad.zero_()
+
+    def record(self, batch):
+        """Record the step for batches like this one. The warm-up that recording needs leaves no trace: weights and
+        averages are put back after it, and the optimiser begins anew."""
+        before = [p.detach().clone() for p in self.parameters]
+        averages = [a.clone() for a in self.average or []]
+        self.inputs = {name: t.clone() for name, t in batch.items()}
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self._step(self.inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        first, second = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(first, capture_error_mode="thread_local"):  # NCCL's watchdog may call CUDA meanwhile
+            self.output = self._backward(self.inputs)
+        with torch.cuda.graph(second, pool=first.pool(), capture_error_mode="thread_local"):
+            self._update()
+        self.graphs = (first, second)
+        with torch.no_grad():
+            torch._foreach_copy_([p.detach() for p in self.parameters], before)
+            for a, b in zip(self.average or [], averages, strict=True):
+                a.copy_(b)
+
+    def state(self) -> dict:
+        optimiser = [{k: v.clone() for k, v in self.optimiser.state[p].items()} for p in self.parameters]
+        return {"parameters": [p.detach().clone() for p in self.parameters], "optimiser": optimiser}
+
+    @torch.no_grad()
+    def restore(self, saved: dict):
+        for p, value, state in zip(self.parameters, saved["parameters"], saved["optimiser"], strict=True):
+            p.copy_(value)
+            if p in self.optimiser.state:  # of a recorded step, whose tensors stay where they are
+                for name, tensor in state.items():
+                    self.optimiser.state[p][name].copy_(tensor)
+            else:
+                self.optimiser.state[p] = {name: tensor.clone() for name, tensor in state.items()}
+        for a, value in zip(self.average or [], saved["average"] or [], strict=True):
+            a.copy_(value)
 
 
 def _share_gradients(parameters):
@@ -203,39 +282,3 @@ def _share_gradients(parameters):
     flat /= torch.distributed.get_world_size()
     shares = flat.split([g.numel() for g in gradients])
     torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(shares, gradients, strict=True)])
-
-
-def _capture(step, backward, update, inputs, parameters, optimiser, average):
-    """Record one optimiser step over the static tensors `inputs` as two CUDA graphs, with the exchange of gradients
-    between them; returns (replay, loss tensor). The warm-up that capturing needs must leave no trace, so weights,
-    averages and optimiser state are put back after it."""
-    before = [p.detach().clone() for p in parameters]
-    averages = [a.clone() for a in average] if average is not None else []
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step(inputs)
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-    first, second = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-    with torch.cuda.graph(first, capture_error_mode="thread_local"):  # NCCL's watchdog thread may call CUDA meanwhile
-        output = backward(inputs)
-    with torch.cuda.graph(second, pool=first.pool(), capture_error_mode="thread_local"):
-        update()
-
-    def replay():
-        first.replay()
-        _share_gradients(parameters)
-        second.replay()
-
-    with torch.no_grad():
-        for p, b in zip(parameters, before, strict=True):
-            p.copy_(b)
-            if p.grad is not None:
-                p.grad.zero_()
-            for value in optimiser.state[p].values():
-                value.zero_()
-        for a, b in zip(average or [], averages, strict=True):
-            a.copy_(b)
-    return replay, output

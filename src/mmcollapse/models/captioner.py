@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from mmcollapse.errors import MMCollapseError
+from mmcollapse.graphs import Recorded, recording
 from mmcollapse.models import add_lora, folder_digest, trainable
 from mmcollapse.randomness import gumbel
 
@@ -48,6 +49,10 @@ class CaptionDecoding:
         for name, (good, what) in allowed.items():
             if not good:
                 raise MMCollapseError(f"{name}={getattr(self, name)} of a caption decoding: allowed is {what}")
+
+    def plain(self) -> bool:
+        """Whether it is greedy search or ancestral sampling, of any length up to the longest."""
+        return self == CaptionDecoding(temperature=self.temperature, max_tokens=self.max_tokens)
 
 
 class _GumbelMax:
@@ -101,6 +106,7 @@ class Captioner:
         self.device, self.dtype = torch.device(device), dtype
         self.image_size = self.model.get_submodule(self.tower).config.image_size
         self.max_tokens = self.positions() - 2  # a begin and an end token stand beside
+        self._next, self._seen = Recorded(self._next_token), Recorded(self._features)
         vision = getattr(self.processor, "image_processor", self.processor)
         self.mean = torch.tensor(vision.image_mean, device=device).view(1, 3, 1, 1)
         self.std = torch.tensor(vision.image_std, device=device).view(1, 3, 1, 1)
@@ -109,9 +115,18 @@ class Captioner:
         """How many tokens the decoder can tell apart by their places."""
         raise NotImplementedError
 
+    def look(self, images: torch.Tensor) -> torch.Tensor:
+        """What the vision tower, which chains never train, makes of pictures: (n, patches, d) from uint8 (n, size,
+        size, 3)."""
+        return self.model.get_submodule(self.tower)(self.pixels(images)).last_hidden_state
+
+    def project(self, looked: torch.Tensor) -> torch.Tensor:
+        """(n, places, d) for the decoder, of what the tower made of the pictures."""
+        return looked
+
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """The pictures as the decoder sees them: (n, places, d) from uint8 (n, size, size, 3)."""
-        raise NotImplementedError
+        return self.project(self.look(images))
 
     def logits(self, seen: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """What is expected after each token, (n, tokens, vocabulary), of `features` and ids (n, tokens). Padding stands
@@ -138,26 +153,36 @@ class Captioner:
         """(n, size, size, 3) uint8 to the (n, 3, size, size) float32 that the image processor would give."""
         return (images.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
 
+    def _autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
+
+    @torch.no_grad()
     def encode(self, images: np.ndarray, captions: list[str]) -> dict[str, torch.Tensor]:
-        """Training tensors of pairs: images (n, size, size, 3) uint8; ids (n, tokens): begin, caption, end, padding;
-        labels (n, tokens): the same, -100 where nothing is to be learned. As many tokens as the longest caption has;
-        captions longer than this captioner can write are cut at the end."""
+        """Training tensors of pairs: looked (n, patches, d), what the frozen tower makes of images (n, size, size, 3)
+        uint8, once for all steps; ids (n, tokens): begin, caption, end, padding; labels (n, tokens): the same, -100
+        where nothing is to be learned. As many tokens as the longest caption has; captions longer than this captioner
+        can write are cut at the end."""
         rows = self.tokenizer(captions, truncation=True, max_length=self.max_tokens + 2).input_ids
         tokens = max(len(row) for row in rows)
+        if self.device.type != "cpu":  # few lengths: a graph is recorded for each
+            tokens = min(-(-tokens // 8) * 8, self.max_tokens + 2)
         ids = torch.full((len(captions), tokens), self.tokenizer.pad_token_id)
         labels = torch.full((len(captions), tokens), -100)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row)
             labels[i, 1 : len(row)] = torch.tensor(row[1:])  # begin is given, not learned
-        images = torch.from_numpy(np.ascontiguousarray(images))
-        return {k: v.to(self.device) for k, v in {"images": images, "ids": ids, "labels": labels}.items()}
+        pictures, looked = torch.from_numpy(np.ascontiguousarray(images)), []
+        with self._autocast():
+            for start in range(0, len(pictures), 256):
+                looked.append(self.look(pictures[start : start + 256].to(self.device)))
+        return {"looked": torch.cat(looked), "ids": ids.to(self.device), "labels": labels.to(self.device)}
 
     def draw(self, n: int, g: torch.Generator) -> dict[str, torch.Tensor]:
         return {}  # teacher forcing needs no random input
 
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Mean cross-entropy of the next token."""
-        return self.words_loss(self.features(batch["images"]), batch)
+        return self.words_loss(self.project(batch["looked"]), batch)
 
     def words_loss(self, seen: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The loss, given the pictures as the decoder sees them (`features`)."""
@@ -176,17 +201,22 @@ class Captioner:
         out: list[str] = []
         for start in range(0, len(images), batch):
             part = torch.from_numpy(np.ascontiguousarray(images[start : start + batch])).to(self.device)
-            processors = LogitsProcessorList()
+            noise = None
             if decoding.temperature > 0:
+                noise = gumbel(keys[start : start + batch], (decoding.max_tokens + 1, words)).to(self.device)
+            if recording(self.device) and decoding.plain():
+                out += self._texts(self.write(part, decoding, noise))
+                continue
+            processors = LogitsProcessorList()
+            if noise is not None:
                 processors.append(TemperatureLogitsWarper(float(decoding.temperature)))
                 keep = 2 if decoding.beams > 1 else 1
                 if decoding.top_k:
                     processors.append(TopKLogitsWarper(decoding.top_k, min_tokens_to_keep=keep))
                 if decoding.top_p < 1:
                     processors.append(TopPLogitsWarper(decoding.top_p, min_tokens_to_keep=keep))
-                noise = gumbel(keys[start : start + batch], (decoding.max_tokens + 1, words)).to(self.device)
                 processors.append(_GumbelMax(noise, length))
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
+            with self._autocast():
                 ids = self.model.generate(
                     **self.prompt(self.pixels(part)),
                     do_sample=False,
@@ -197,10 +227,45 @@ class Captioner:
                     no_repeat_ngram_size=decoding.no_repeat,
                     logits_processor=processors,
                 )
-            ids = ids[:, length : length + decoding.max_tokens]
-            texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-            out += [" ".join(t.split()) for t in texts]
+            out += self._texts(ids[:, length : length + decoding.max_tokens])
         return out
+
+    def _texts(self, ids: torch.Tensor) -> list[str]:
+        return [" ".join(t.split()) for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    @torch.no_grad()
+    def write(self, images: torch.Tensor, decoding: CaptionDecoding, noise: torch.Tensor | None) -> torch.Tensor:
+        """What `generate` writes under a plain decoding, (n, tokens) with padding after the end. At every token the
+        whole caption so far is read anew: more arithmetic than with a cache of the past, but few kernels of one shape,
+        which a graph can hold. images: (n, size, size, 3) uint8 on the device; noise: (n, max_tokens + 1, vocabulary)
+        Gumbel noise, or None at temperature 0."""
+        begin, end = self.tokenizer("").input_ids
+        n, device = len(images), self.device
+        ids = torch.full((n, decoding.max_tokens + 1), self.tokenizer.pad_token_id, device=device)
+        ids[:, 0] = begin
+        state = {"ids": ids, "ended": torch.zeros(n, dtype=torch.bool, device=device)}
+        state |= {"at": torch.zeros(1, dtype=torch.long, device=device)}
+        fixed = {"seen": self._seen({"images": images})} | ({} if noise is None else {"noise": noise})
+        for token in range(decoding.max_tokens):
+            new = self._next(fixed | state, temperature=float(decoding.temperature), end=end)
+            state = dict(zip(state, new, strict=True))
+            if token % 8 == 7 and bool(state["ended"].all()):  # to ask is to wait for the GPU
+                break
+        return state["ids"][:, 1:]
+
+    def _next_token(self, now: dict[str, torch.Tensor], temperature: float, end: int):
+        """(ids, ended, at) with one token more."""
+        with self._autocast():
+            scores = self.logits(now["seen"], now["ids"]).index_select(1, now["at"])[:, 0].float()
+        if temperature > 0:
+            scores = scores / temperature + now["noise"].index_select(1, now["at"])[:, 0]
+        token = scores.argmax(-1).masked_fill(now["ended"], self.tokenizer.pad_token_id)
+        at = now["at"] + 1
+        return now["ids"].index_copy(1, at, token[:, None]), now["ended"] | (token == end), at
+
+    def _features(self, now: dict[str, torch.Tensor]) -> torch.Tensor:
+        with self._autocast():
+            return self.features(now["images"])
 
 
 class Blip2(Captioner):
@@ -213,10 +278,9 @@ class Blip2(Captioner):
     def positions(self) -> int:
         return self.model.config.text_config.max_position_embeddings - self.model.config.num_query_tokens
 
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        seen = self.model.vision_model(self.pixels(images)).last_hidden_state
-        queries = self.model.query_tokens.expand(len(images), -1, -1)
-        asked = self.model.qformer(query_embeds=queries, encoder_hidden_states=seen).last_hidden_state
+    def project(self, looked: torch.Tensor) -> torch.Tensor:
+        queries = self.model.query_tokens.expand(len(looked), -1, -1)
+        asked = self.model.qformer(query_embeds=queries, encoder_hidden_states=looked).last_hidden_state
         return self.model.language_projection(asked)
 
     def logits(self, seen: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -236,9 +300,6 @@ class Blip(Captioner):
 
     def positions(self) -> int:
         return self.model.config.text_config.max_position_embeddings
-
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        return self.model.vision_model(self.pixels(images)).last_hidden_state
 
     def logits(self, seen: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         mask = _causal(ids.shape[1], ids.device)
@@ -276,9 +337,8 @@ class Git(Captioner):
     def prompt(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"pixel_values": pixels, "attention_mask": torch.ones((len(pixels), 1), device=pixels.device).long()}
 
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        git = self.model.git
-        return git.visual_projection(git.image_encoder(self.pixels(images)).last_hidden_state)
+    def project(self, looked: torch.Tensor) -> torch.Tensor:
+        return self.model.git.visual_projection(looked)
 
     def logits(self, seen: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         # GitModel's forward takes pictures only as pixels; this is what it does with them next.
@@ -297,9 +357,8 @@ class VitGpt2(Captioner):
     def positions(self) -> int:
         return self.model.config.decoder.max_position_embeddings
 
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        seen = self.model.encoder(self.pixels(images)).last_hidden_state
-        return self.model.enc_to_dec_proj(seen) if hasattr(self.model, "enc_to_dec_proj") else seen
+    def project(self, looked: torch.Tensor) -> torch.Tensor:
+        return self.model.enc_to_dec_proj(looked) if hasattr(self.model, "enc_to_dec_proj") else looked
 
     def logits(self, seen: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         words = self.model.get_input_embeddings()(ids)  # of ids GPT-2 would look whether they are padded, and wait
@@ -320,9 +379,6 @@ class Idefics(Captioner):
 
     def positions(self) -> int:
         return self.model.config.max_position_embeddings
-
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        return self.model.model.vision_model(self.pixels(images)).last_hidden_state
 
     def logits(self, seen: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         n, tokens = ids.shape

@@ -6,6 +6,7 @@ new one is such a subclass and a line in `mmcollapse.models.GENERATORS`.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,12 +15,14 @@ import numpy as np
 import torch
 
 from mmcollapse.errors import MMCollapseError
+from mmcollapse.graphs import Recorded, recording
 from mmcollapse.models import add_lora, folder_digest, trainable
 from mmcollapse.randomness import normal
 
 # Share of training samples whose caption is dropped, so that the same U-Net also learns the unconditional score that
 # classifier-free guidance needs (Ho and Salimans 2022; 0.1 as in Stable Diffusion).
 P_DROP = 0.1
+READ = 16  # lists of prompts that are kept as the text encoders read them
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,8 @@ class DiffusersGenerator:
         config = self.denoiser.config
         self.shape = (config.in_channels, config.sample_size, config.sample_size)  # of the latents of a picture
         self.image_size = config.sample_size * self.pipe.vae_scale_factor  # pixels
+        self._told: OrderedDict[tuple, dict] = OrderedDict()
+        self._denoised = Recorded(self._denoise)
         self.nothing = self.no_caption()
 
     @staticmethod
@@ -155,7 +160,16 @@ class DiffusersGenerator:
 
     @torch.no_grad()
     def conditions(self, captions: list[str]) -> dict[str, torch.Tensor]:
-        """What the denoiser is told, float32, one row a caption: text (n, tokens, d) and what else the pipeline has."""
+        """What the denoiser is told, float32, one row a caption: text (n, tokens, d) and what else the pipeline has.
+        The last lists are kept: the same prompts come back every generation, and the text encoders are frozen."""
+        key = tuple(captions)
+        if key not in self._told:
+            self._told[key] = self._read_all(captions)
+            if len(self._told) > READ:
+                self._told.popitem(last=False)
+        return dict(self._told[key])
+
+    def _read_all(self, captions: list[str]) -> dict[str, torch.Tensor]:
         unique = sorted(set(captions))
         parts = [self.read(unique[start : start + 256]) for start in range(0, len(unique), 256)]
         where = {caption: i for i, caption in enumerate(unique)}
@@ -196,10 +210,13 @@ class DiffusersGenerator:
         out = []
         for start in range(0, len(captions), batch):
             told, given = self.conditions(captions[start : start + batch]), {}
+            noise = normal(keys[start : start + batch], self.shape).to(self.device)
+            if recording(self.device) and decoding.steps > 1:
+                out.append(self.decode(self._denoised(told | {"noise": noise}, **vars(decoding))))
+                continue
             for name, theirs in self.named.items():
                 given[theirs] = told[name]
                 given[f"negative_{theirs}"] = self.nothing[name].expand_as(told[name])
-            noise = normal(keys[start : start + batch], self.shape).to(self.device)
             with self._autocast():
                 latents = self.pipe(
                     **given,
@@ -211,6 +228,28 @@ class DiffusersGenerator:
                 ).images
             out.append(self.decode(latents.float()))
         return np.concatenate(out)
+
+    def _denoise(self, given: dict[str, torch.Tensor], steps: int, guidance: float) -> torch.Tensor:
+        """Latents (n, c, h, w) as the pipeline's own loop makes them of noise (n, c, h, w) and conditions, but without
+        its looks at values on the GPU, so that a graph can hold it."""
+        scheduler, latents = self.pipe.scheduler, given["noise"]
+        told = {name: given[name] for name in self.nothing}
+        if guidance > 1:
+            told = {name: torch.cat([self.nothing[name].expand_as(t), t]) for name, t in told.items()}
+        scheduler.set_timesteps(steps)  # on the CPU
+        latents = latents * getattr(scheduler, "init_noise_sigma", 1.0)
+        with self._autocast():
+            for t in scheduler.timesteps:
+                noisy = torch.cat([latents, latents]) if guidance > 1 else latents
+                if hasattr(scheduler, "scale_model_input"):
+                    noisy = scheduler.scale_model_input(noisy, t)
+                at = torch.full((len(noisy),), t.item(), device=noisy.device)
+                predicted = self.predict(self.denoiser, noisy, at, told, return_dict=False)[0].float()
+                if guidance > 1:
+                    without, conditional = predicted.chunk(2)
+                    predicted = without + guidance * (conditional - without)
+                latents = scheduler.step(predicted, t, latents, return_dict=False)[0]
+        return latents
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:

@@ -1,0 +1,73 @@
+"""CUDA graphs: a function's kernels are recorded once and then launched all at once.
+
+Small models are launch-bound on a large GPU: it waits for Python, which issues its kernels one by one. Replayed from a
+graph the same kernels run several times faster (`make bench`), and compute the same. Elsewhere a function is just
+called.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import torch
+
+KEPT = 12  # recordings a function keeps: each holds the memory that its kernels work in
+_state = {"plain": False}
+
+
+@contextmanager
+def plain():
+    """Within it nothing is recorded or replayed: the plain way to compute, which the other is compared with."""
+    before, _state["plain"] = _state["plain"], True
+    try:
+        yield
+    finally:
+        _state["plain"] = before
+
+
+def recording(device: torch.device) -> bool:
+    """Whether what runs on `device` is to be recorded."""
+    return device.type == "cuda" and not _state["plain"]
+
+
+class Recorded:
+    """`function`, recorded once for every set of shapes and of other arguments that it is called with.
+
+    function(inputs, **constants) -> tensor or tuple of tensors, where inputs are tensors by name; it must read nothing
+    on the host. What comes back is overwritten by the next call: copy it, or be done with it. The weights that it uses
+    may change in place between calls."""
+
+    def __init__(self, function: Callable):
+        self.function = function
+        self.recordings: OrderedDict[tuple, tuple] = OrderedDict()
+
+    @torch.no_grad()
+    def __call__(self, inputs: dict[str, torch.Tensor], **constants):
+        if not recording(next(iter(inputs.values())).device):
+            return self.function(inputs, **constants)
+        key = (*((k, t.shape, t.dtype) for k, t in inputs.items()), *sorted(constants.items()))
+        if key not in self.recordings:
+            while len(self.recordings) >= KEPT:
+                self.recordings.popitem(last=False)
+            self.recordings[key] = self._record(inputs, constants)
+        self.recordings.move_to_end(key)
+        graph, fixed, output = self.recordings[key]
+        for name, value in inputs.items():
+            fixed[name].copy_(value)
+        graph.replay()
+        return output
+
+    def _record(self, inputs, constants):
+        fixed = {name: value.clone() for name, value in inputs.items()}
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self.function(fixed, **constants)  # libraries set themselves up at the first call
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            output = self.function(fixed, **constants)
+        return graph, fixed, output

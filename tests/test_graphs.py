@@ -1,0 +1,117 @@
+"""CUDA graphs compute what the plain way computes. Where there is no GPU, only that nothing is recorded; the functions
+that are recorded are compared without one, too: `a_gpu_makes` in test_generators, `a_gpu_writes` in test_captioners."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+
+from mmcollapse import graphs
+from mmcollapse.models import load
+from mmcollapse.models.captioner import CaptionDecoding
+from mmcollapse.models.generator import ImageDecoding
+from mmcollapse.train import Recipe, train
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+GENERATORS = ("generator", "generator-sdxl", "generator-pixart")
+CAPTIONERS = ("captioner", "captioner-blip", "captioner-vit-gpt2")
+
+
+def keys(n: int) -> list[tuple]:
+    return [("graphs", i) for i in range(n)]
+
+
+def test_on_a_cpu_functions_are_called():
+    called = graphs.Recorded(lambda inputs, by: inputs["x"] * by)
+    x = torch.ones(3)
+    assert torch.equal(called({"x": x}, by=2), 2 * x) and torch.equal(called({"x": x}, by=3), 3 * x)
+    assert not called.recordings and not graphs.recording(torch.device("cpu"))
+
+
+def test_plain_is_plain_within_and_no_longer():
+    cuda = torch.device("cuda")
+    assert graphs.recording(cuda)
+    with pytest.raises(ValueError), graphs.plain():
+        with graphs.plain():
+            assert not graphs.recording(cuda)
+        assert not graphs.recording(cuda)
+        raise ValueError
+    assert graphs.recording(cuda)
+
+
+@GPU
+def test_a_recording_is_of_its_shapes_and_constants_and_few_are_kept():
+    called = graphs.Recorded(lambda inputs, by: inputs["x"] * by)
+    for n in range(1, graphs.KEPT + 5):
+        x = torch.arange(n, device="cuda", dtype=torch.float32)
+        for by in (2, 3):
+            assert torch.equal(called({"x": x}, by=by), by * x)
+            assert torch.equal(called({"x": x + 1}, by=by), by * (x + 1))
+    assert len(called.recordings) == graphs.KEPT
+
+
+@GPU
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", GENERATORS)
+def test_pictures_are_those_of_the_pipeline(models_folder, world, name, dtype):
+    """Within rounding of the dtype; and after the weights have changed in place."""
+    model = load(models_folder / name, "cuda", dtype)
+    captions = [five[0] for five in world.sample("test", range(40)).captions]
+    for _ in range(2):
+        for guidance in (1.0, 3.0):
+            decoding = ImageDecoding(10, guidance)
+            fast = model.make(captions, decoding, keys(40), 16).astype(int)
+            with graphs.plain():
+                slow = model.make(captions, decoding, keys(40), 16).astype(int)
+            # of 255 levels; bfloat16 keeps 8 bits, and ten steps add up what they lose
+            assert np.abs(fast - slow).mean() < (0.1 if dtype == "float32" else 3.0)
+            assert np.abs(slow - slow[::-1]).mean() > 20
+        with torch.no_grad():
+            for p in model.denoiser.parameters():
+                p.mul_(1.01)
+
+
+@GPU
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", CAPTIONERS)
+def test_captions_are_those_of_generate(models_folder, world, name, dtype):
+    model, images = load(models_folder / name, "cuda", dtype), world.sample("test", range(200)).images
+    for temperature in (0.0, 1.0):
+        decoding = CaptionDecoding(temperature=temperature)
+        fast = model.make(images, decoding, keys(200), 128)
+        with graphs.plain():
+            slow = model.make(images, decoding, keys(200), 128)
+        same = np.mean([a == b for a, b in zip(fast, slow, strict=True)])
+        # where two words are as likely to within rounding, either may be written
+        assert same >= (0.99 if dtype == "float32" else 0.85)
+        assert len(set(slow)) > 100
+
+
+@GPU
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", GENERATORS + CAPTIONERS)
+def test_training_ends_at_the_same_weights(models_folder, world, name, dtype):
+    """The difference between the two ways against what training moved; the second of two runs is on what was recorded
+    in the first, with other data."""
+    model, recorded = load(models_folder / name, "cuda", dtype), {}
+    values = list(model.trainable().values())
+    before = [p.detach().clone() for p in values]
+    recipe = Recipe(steps=20, batch=16, lr=1e-4, dtype=dtype)
+
+    def trained(start: int, way) -> list[torch.Tensor]:
+        with torch.no_grad():
+            torch._foreach_copy_([p.detach() for p in values], before)
+        some = world.sample("chain", range(start, start + 48))
+        data = model.encode(some.images, [five[0] for five in some.captions])
+        with way:
+            train(model.loss, values, data, model.draw, recipe, ("graphs",), recorded=recorded)
+        return [p.detach().clone() for p in values]
+
+    for start in (0, 100):
+        fast, slow = trained(start, nullcontext()), trained(start, graphs.plain())
+        moved = sum(float((a - b).double().square().sum()) for a, b in zip(slow, before, strict=True)) ** 0.5
+        apart = sum(float((a - b).double().square().sum()) for a, b in zip(slow, fast, strict=True)) ** 0.5
+        # Adam divides by the size of a gradient: where it is rounding alone, so is the step
+        assert 0 < moved and apart < (0.1 if dtype == "float32" else 0.5) * moved
+    assert len(recorded) == 1
