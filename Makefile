@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env reproduce figures test lint lab pretrain sweep instruments freeze bench status trace clean clean-env FORCE
+.PHONY: help env reproduce study figures plan report test lint lab pretrain sweep instruments freeze bench status trace verify clean clean-env FORCE
 
 # Variables are taken from the command line only, never from the environment: what a command does shows in the command.
 # Nor does this make's command line reach a make that a test starts.
@@ -26,14 +26,28 @@ RUNS = runs
 RESULTS = data/results/$(place)
 ## figures
 FIGURES = figures/$(place)
+## folder of the site
+SITE = site/$(place)
 ## for make reproduce: notebooks at once; empty: one a core, on a GPU one
 JOBS =
+## for make study: chains at once; empty: one a core, on a GPU a few
+WORKERS =
+## for make study: begin no chain that would not end in so many minutes; empty: no limit
+MINUTES =
+## for make study: a folder with tables of earlier runs, whose chains are not run again
+BEFORE =
+## for make study: address of a dask scheduler; empty: processes on this machine
+SCHEDULER =
 ## for make pretrain: only these, such as generator-v,score; empty: all that are missing
 STAGES =
 ## for make trace: a row of the result table
 ROW =
 ## for make trace: a figure file
 FIGURE =
+## for make verify: only some of its parts a to d, such as PARTS=a,c; empty: all
+PARTS =
+## for make verify: yes: in part b all base models and subsets (many minutes)
+EVERY =
 ## for make test: arguments for pytest, such as ARGS="-k store"
 ARGS =
 ## a further package index for make env, such as one with CPU builds of torch
@@ -78,9 +92,22 @@ env: $(ENV)
 reproduce: $(ENV)
 	$(PY) -m mmcollapse run $(OPTIONS) $(call option,JOBS,jobs)
 
+## all chains of PROFILE, many at once, no notebooks: what BEFORE lacks, as much as MINUTES allow
+study: $(ENV)
+	$(PY) -m mmcollapse study $(OPTIONS) $(call option,WORKERS,workers) $(call option,MINUTES,minutes) \
+	  $(call option,BEFORE,before) $(call option,SCHEDULER,scheduler)
+
 ## draw the figures again, from the tables in RESULTS alone
 figures: $(ENV)
 	$(PY) -m mmcollapse figures $(OPTIONS)
+
+## a static site of verdicts, gates, figures, notebooks and provenance, in SITE
+report: $(ENV)
+	$(PY) -m mmcollapse report $(OPTIONS) --site '$(SITE)'
+
+## count what the experiments of PROFILE come to, before anything is run
+plan: $(ENV)
+	@$(PY) -m mmcollapse plan $(OPTIONS)
 
 ## what is done and what is missing
 status: $(ENV)
@@ -89,6 +116,10 @@ status: $(ENV)
 ## from a number or figure to its run: ROW=... or FIGURE=...
 trace: $(ENV)
 	@$(PY) -m mmcollapse trace $(OPTIONS) $(call option,ROW,row) $(call option,FIGURE,figure)
+
+## compute the numbers in RESULTS again on this machine, and fail where one does not match
+verify: $(ENV)
+	@$(PY) -m mmcollapse verify $(OPTIONS) $(call option,PARTS,parts) $(if $(filter yes,$(EVERY)),--every)
 
 ## open the notebooks in JupyterLab
 lab: $(ENV)
@@ -125,11 +156,11 @@ lint: $(ENV)
 	$(PY) -m nbstripout --verify notebooks/*.ipynb
 
 # git removes only what it does not track; a folder outside the checkout is the user's to remove.
-## remove RUNS, caches, and untracked files in RESULTS and FIGURES; never a tracked file
+## remove RUNS, SITE, caches, and untracked files in RESULTS and FIGURES; never a tracked file
 clean:
 	@git ls-files --error-unmatch Makefile >/dev/null 2>&1 || \
 	  { echo "make clean: only in a git checkout, which knows the tracked files; remove $(RUNS) yourself" >&2; exit 1; }
-	@for folder in '$(RUNS)' '$(RESULTS)' '$(FIGURES)'; do \
+	@for folder in '$(RUNS)' '$(RESULTS)' '$(FIGURES)' '$(SITE)'; do \
 	  if [ ! -d "$$folder" ]; then continue; fi; \
 	  case "$$(cd "$$folder" && pwd -P)/" in \
 	    "$$(pwd -P)/"?*) git clean -fdxq -- "$$folder";; \

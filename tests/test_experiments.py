@@ -440,14 +440,15 @@ def test_budgets_are_equal_in_all_arms_but_those_that_are_about_budgets(tmp_path
     for k, protocol in enumerate(arms(name).values()):
         if protocol.trains and protocol.captions != "noised":
             spent = budgets(open_toys(tmp_path / str(k), generations=3), trainings, protocol)
-            n = protocol.pairs or 12
+            n, lr = protocol.pairs or 12, 0.01 * protocol.rate
+            assert (protocol.rate != 1) == ("-lr-" in protocol.arm)
             if protocol.keep == "accumulate":
                 sets = [g + protocol.anchored for g in G]
-                assert spent == [(3 * times, 4, 0.01, n * times) for times in sets], protocol.name
+                assert spent == [(3 * times, 4, lr, n * times) for times in sets], protocol.name
             elif protocol.real_only:  # its real part alone, at equal steps
-                assert spent == [(3, 4, 0.01, round(n * protocol.real_share))] * 3, protocol.name
+                assert spent == [(3, 4, lr, round(n * protocol.real_share))] * 3, protocol.name
             else:
-                assert spent == [(3 * protocol.compute, 4, 0.01, n)] * 3, protocol.name
+                assert spent == [(3 * protocol.compute, 4, lr, n)] * 3, protocol.name
             assert (protocol.compute > 1) == protocol.arm.startswith("alone-compute")
 
 
@@ -801,7 +802,7 @@ def whole(tmp_path, monkeypatch, students):
             value = {m: float(short(w.digest)) for m, w in weights.items()}
             return [common | {"model": m.label, "modality": modality[m.role], "value": value[m]} for m in weights]
 
-        monkeypatch.setattr(experiment, "open_study", lambda settings, protocols: (study, go.tools))
+        monkeypatch.setattr(experiment, "open_study", lambda settings, protocols, kept: (study, go.tools))
         monkeypatch.setattr(experiment, "measure_world", lambda study, tools: [])
         monkeypatch.setattr(experiment, "measure_generation", rows)
         monkeypatch.setattr(experiment, "_write_samples", lambda *_: None)

@@ -8,13 +8,13 @@ import papermill
 import pytest
 
 from mmcollapse.__main__ import main
-from mmcollapse.experiment import chains_of
+from mmcollapse.experiment import check_run
 from mmcollapse.experiments import EXPERIMENTS, arms_of
 from mmcollapse.runner import NOTEBOOKS, prepare
 from mmcollapse.settings import Settings, configure, load_settings
 from mmcollapse.status import ALL_ENDINGS, ENDINGS
 from mmcollapse.store import Store
-from mmcollapse.table import check_complete, read_table
+from mmcollapse.table import read_table
 
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 WITH_ARMS = [name for name in NAMES if EXPERIMENTS.get(name)]
@@ -68,7 +68,7 @@ def test_a_notebook_runs_its_own_experiment(name):
     assert f'configure(globals(), "{name}")' in "".join(code)
     others = [other for other in EXPERIMENTS if other != name]
     assert not [other for other in others if other in "".join(code)]
-    assert "check_complete(" in code[-1] if name in WITH_ARMS else "assert " in code[-1]
+    assert f'check_run("{name}", settings)' in code[-1] if name in WITH_ARMS else "assert " in code[-1]
     assert "".join(cells[0]["source"]).startswith(f"# {int(name[:2])}. ")
 
 
@@ -95,7 +95,7 @@ def test_a_notebook_makes_its_files(name, smoke):
 def test_a_table_is_complete_and_every_stage_was_told(name, smoke):
     settings, protocols = load_settings("smoke", name), smoke_arms(name)
     table = read_table(smoke.folder / "results" / f"{name}.parquet")
-    check_complete(table, chains_of(protocols), [0], settings.generations)
+    check_run(name, settings, table)
     students = {int(g) for g in settings.student_generations.split(",")}
     for p in protocols:
         for g in range(1, settings.generations + 1):  # a line for each stage of each chain

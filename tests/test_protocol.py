@@ -5,7 +5,18 @@ from dataclasses import replace
 import pytest
 
 from mmcollapse.errors import MMCollapseError
-from mmcollapse.experiments import EXPERIMENTS, arms_of, controls, gen0, real, recursive
+from mmcollapse.experiments import (
+    EXPERIMENTS,
+    PRIORITY,
+    arms_of,
+    controls,
+    gen0,
+    has_students,
+    later,
+    real,
+    recursive,
+    seeds_of,
+)
 from mmcollapse.models.captioner import CaptionDecoding
 from mmcollapse.protocol import DRIFT, MODALITY, ROLES, Member, Protocol, drifting
 from mmcollapse.settings import load_settings, profiles
@@ -122,6 +133,117 @@ def test_populations():
     assert {p.arm for p in alone} == {"alone", "real", "gen0"}
 
 
+def test_populations_of_2_and_4_come_last_unless_they_are_the_largest():
+    zoo = "a,b,c,d,e"
+    s = {"generators": zoo, "captioners": zoo, "populations": "1,2,3,4,5"}
+    settings = load_settings("smoke", "03_diversity", **s)
+    found = arms_of("03_diversity", settings)
+    last = [p for p in found if later(p, settings)]
+    assert found[-len(last) :] == last and {len(p.population) for p in last} == {2, 4} and len(last) == 2 * 2 * 5
+    assert {p.arm for p in last} == {f"pool-{m}{letter}" for m in (2, 4) for letter in "abcde"}
+    two = load_settings("smoke", "03_diversity")
+    assert not [p for p in arms_of("03_diversity", two) if later(p, two)]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_full_grid_repeats_collapse_at_other_rates_and_on_further_models(role):
+    more = f"generator-2,captioner-2,{role}-x"
+    there = {p.arm: p for p in arms("01_variance", grid="full", further=more, roles=role)}
+    plain = {arm: vars(there[arm]) | {"measured_drift": ()} for arm in ("recursive", "real", "gen0")}
+    names = {"lr-half": {"rate": 0.5}, "lr-double": {"rate": 2.0}}
+    names |= {f"{role}-{k}": {"population": (f"{role}-{k}",)} for k in "2x"}
+    for name, changes in names.items():
+        for arm, usual in plain.items():
+            own = {"controls": (f"real-{name}", f"gen0-{name}")} if arm == "recursive" else {}
+            assert vars(there[f"{arm}-{name}"]) == usual | {"arm": f"{arm}-{name}"} | changes | own
+    other = next(r for r in ROLES if r != role)
+    assert not [arm for arm in there if arm.endswith(f"{other}-2")]
+    few = {p.arm for p in arms("01_variance", further=more)}
+    assert not [arm for arm in few if "lr-" in arm or arm.endswith(("-2", "-x"))]
+
+
+def test_two_remedies_are_repeated_on_further_models():
+    more = "generator-2,captioner-2,captioner-x"
+    there = {(p.roles[0], p.arm): p for p in arms("06_remedies", grid="full", grid_pairs="8", further=more)}
+    for role, name in (("generator", "generator-2"), ("captioner", "captioner-2"), ("captioner", "captioner-x")):
+        own = {arm: p for (r, arm), p in there.items() if r == role and arm.endswith(f"-{name}")}
+        assert set(own) == {f"{arm}-{name}" for arm in ("recursive", "real", "gen0", "subsample", "real-25%")}
+        for arm in ("subsample", "real-25%"):
+            usual = {"arm": f"{arm}-{name}", "population": (name,), "controls": (f"real-{name}", f"gen0-{name}")}
+            assert vars(own[f"{arm}-{name}"]) == vars(there[role, arm]) | usual
+    assert not [arm for _, arm in there if arm.startswith("accumulate-") and arm != "accumulate-synthetic"]
+
+
+# ---- seeds
+
+
+def counts_of(experiment, **changes):
+    """{(roles, arm): number of seeds} of the study."""
+    s = load_settings("study", experiment, **changes)
+    return {(p.roles, p.arm): len(seeds_of(experiment, p, s)) for p in arms_of(experiment, s)}
+
+
+def test_seeds_follow_what_rests_on_an_arm():
+    for experiment in PRIORITY:  # a control has as many as what is read with it
+        s, counts = load_settings("study", experiment), counts_of(experiment)
+        for p in arms_of(experiment, s):
+            assert all(counts[p.roles, c] >= counts[p.roles, p.arm] for c in p.controls), p.name
+        assert set(counts.values()) == (
+            {3, 5, 10}
+            if experiment not in ("02_decoding_budget", "06_remedies")
+            else {3, 10}
+            if experiment == "02_decoding_budget"
+            else {3, 5}
+        )
+    for role in ROLES:
+        one = {arm: n for (roles, arm), n in counts_of("01_variance").items() if roles == (role,)}
+        assert one["recursive"] == one["real"] == one["gen0"] == 10
+        assert one["recursive-fresh"] == one["real-lr-half"] == one[f"gen0-{role}-2"] == 5  # secondary contrasts
+        pools = {arm: n for (roles, arm), n in counts_of("03_diversity").items() if roles == (role,)}
+        assert {arm for arm, n in pools.items() if n == 10} == {"alone", "real", "gen0", "pool-5", "clones-5"}
+        assert {n for arm, n in pools.items() if arm.startswith(("pool-2", "pool-3", "pool-4", "seeds"))} == {3}
+    captioners = {arm: n for (roles, arm), n in counts_of("01_variance").items() if roles == ("captioner",)}
+    assert captioners["frozen-drift"] == 10 and captioners["frozen-length"] == captioners["recursive-drift"] == 3
+    labels = {arm: n for (_, arm), n in counts_of("04_relabeling").items()}
+    assert labels["joint"] == labels["real"] == 10 and labels["joint-closed"] == 5 and labels["noised"] == 3
+    remedies = {arm: n for (_, arm), n in counts_of("06_remedies").items()}
+    assert remedies["accumulate"] == remedies["recursive"] == remedies["gen0"] == 5 and remedies["N-125"] == 3
+
+
+def test_the_ends_of_a_grid_are_the_profiles():
+    """Whatever they are, and whichever arms are asked for."""
+    steps = counts_of("02_decoding_budget", grid_steps="3,7,9")
+    assert [steps[("generator",), f"steps-{k}"] for k in (3, 7, 9)] == [10, 3, 10]
+    assert [steps[("generator",), f"steps-{k}-gen0"] for k in (3, 7, 9)] == [10, 3, 10]
+    one = counts_of("02_decoding_budget", grid_steps="3,7,9", arms="steps-3,steps-3-gen0,steps-7,steps-7-gen0,real")
+    assert one[("generator",), "steps-3"] == 10 and one[("generator",), "steps-7"] == 3
+    corners = counts_of("02_decoding_budget", grid_steps="3,7,9", grid="corners")
+    assert corners[("generator",), "steps-9"] == 10 and (("generator",), "steps-7") not in corners
+
+
+def test_a_control_has_the_seeds_of_all_that_are_read_with_it():
+    many = counts_of("04_relabeling", seeds_primary=4, seeds_exploratory=7)  # as nobody would want it
+    assert many[ROLES, "noised"] == 7 and many[ROLES, "joint"] == many[ROLES, "real"] == 7
+
+
+def test_seeds_are_equal_unless_a_profile_says_otherwise():
+    for profile in ("nano", "smoke"):
+        for experiment in PRIORITY:
+            s = load_settings(profile, experiment, seeds=2, first_seed=7)
+            assert {seeds_of(experiment, p, s) for p in arms_of(experiment, s)} == {range(7, 9)}
+    s = load_settings("study", "01_variance", first_seed=20)
+    first, *_ = arms_of("01_variance", s)
+    assert seeds_of("01_variance", first, s) == range(20, 30)
+
+
+def test_students_of_some_seeds():
+    s = load_settings("smoke", first_seed=5, students=1, student_generations="1,3")
+    assert [has_students(s, 9, g) for g in (0, 1, 2, 3)] == [False, True, False, True]
+    two = replace(s, student_seeds=2)
+    assert [has_students(two, seed, 1) for seed in (5, 6, 7)] == [True, True, False]
+    assert not has_students(replace(two, students=0), 5, 1)
+
+
 def test_who_is_trained_and_who_writes_in_relabeling():
     there = {p.arm: (p.trains, p.pictures, p.captions) for p in arms("04_relabeling", grid="full")}
     assert there["joint"] == (ROLES, "previous", "previous")
@@ -191,6 +313,13 @@ def test_arms_are_chosen_by_name_and_role():
         ("06_remedies", {"grid_real": "25,100"}, "setting grid_real='25,100': 100 is not allowed, 1 to 99 is"),
         ("06_remedies", {"grid_real": "2.5"}, "setting grid_real='2.5': '2.5' is no whole number"),
         ("06_remedies", {"grid_real": "1"}, "real_share=0.01 of arm 'real-1%': of 8 pairs that is none"),
+        (
+            "01_variance",
+            {"further": "generator"},
+            "further='generator': the name of 'generator' tells no role; it must",
+        ),
+        ("06_remedies", {"further": "captioner-2,painter-2"}, "the name of 'painter-2' tells no role"),
+        ("06_remedies", {"further": "captioner-2,captioner-2"}, "items must be there, and none twice"),
         ("06_remedies", {"grid_pairs": "1", "grid": "full"}, "setting grid_pairs='1': 1 is not allowed, 2 or more is"),
         ("06_remedies", {"student_generations": "a"}, "setting student_generations='a': 'a' is no whole number"),
         ("06_remedies", {"student_generations": "0"}, "setting student_generations='0': 0 is not allowed, 1 or more"),
@@ -256,6 +385,9 @@ def test_no_students_need_no_generations():
         ({"noise_like": "joint"}, "noise_like='joint' of arm 'a': captions='noised' needs the arm"),
         ({"pairs": -1}, "pairs=-1 of arm 'a': must be positive"),
         ({"compute": 0}, "compute=0 of arm 'a': must be positive"),
+        ({"rate": 0.0}, "rate=0.0 of arm 'a': must be positive"),
+        ({"rate": float("nan")}, "rate=nan of arm 'a': must be positive"),
+        ({"rate": float("inf")}, "rate=inf of arm 'a': must be positive"),
     ],
 )
 def test_a_wrong_protocol_is_refused(values, says):

@@ -21,12 +21,10 @@ from packaging.utils import canonicalize_name
 from mmcollapse import torchvision_ops
 
 ROOT = Path(__file__).parents[1]
-TARGETS = (
-    "env reproduce figures test lint lab pretrain sweep instruments freeze bench status trace clean clean-env".split()
-)
-VARIABLES = (
-    "PROFILE ONLY WORLD DATA MODELS SET RUNS RESULTS FIGURES JOBS STAGES ROW FIGURE ARGS INDEX PYTHON VENV".split()
-)
+TARGETS = "env reproduce study figures plan report test lint lab pretrain".split()
+TARGETS += "sweep instruments freeze bench status trace verify clean clean-env".split()
+VARIABLES = "PROFILE ONLY WORLD DATA MODELS SET RUNS RESULTS FIGURES SITE JOBS WORKERS MINUTES BEFORE".split()
+VARIABLES += "SCHEDULER STAGES ROW FIGURE PARTS EVERY ARGS INDEX PYTHON VENV".split()
 
 
 # ---- imports ----

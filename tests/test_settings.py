@@ -27,6 +27,16 @@ def test_later_changes_win_and_none_means_from_the_profile():
     assert type(load_settings("smoke", lr_generator=0).lr_generator) is float
 
 
+def test_a_change_of_seeds_is_one_for_all_arms():
+    study = load_settings("study", "01_variance")
+    assert (study.seeds, study.seeds_primary, study.seeds_exploratory, study.student_seeds) == (5, 10, 3, 2)
+    three = load_settings("study", "01_variance", seeds=3)
+    assert (three.seeds, three.seeds_primary, three.seeds_exploratory) == (3, 0, 0)
+    both = load_settings("study", seeds=3, seeds_primary=6)
+    assert (both.seeds, both.seeds_primary, both.seeds_exploratory) == (3, 6, 0)
+    assert load_settings("study", seeds=None).seeds_primary == 10
+
+
 def test_what_a_profile_says_of_an_experiment_comes_before_what_it_says_of_all():
     assert load_settings("smoke").measure == "brief" and load_settings("smoke", "01_variance").measure == "full"
     assert load_settings("smoke", "01_variance", measure="brief").measure == "brief"  # and a change before both
@@ -54,6 +64,9 @@ def test_what_a_profile_says_of_an_experiment_comes_before_what_it_says_of_all()
         ({"device": "gpu"}, "setting device='gpu': allowed are cpu, cuda, auto"),
         ({"grid": "half"}, "setting grid='half': allowed are corners, full"),
         ({"measure": "all"}, "setting measure='all': allowed are brief, full"),
+        ({"seeds_primary": -1}, "setting seeds_primary=-1: allowed are 0 to 1000"),
+        ({"seeds_exploratory": 1001}, "setting seeds_exploratory=1001: allowed are 0 to 1000"),
+        ({"student_seeds": -1}, "setting student_seeds=-1: allowed are 0 to 1000"),
         ({"students": -1}, "setting students=-1: allowed are 0 to 1000"),
         ({"populations": 3}, "setting populations=3: must be a text"),
         ({"world": "photos"}, "needs the folder of your pictures (DATA=folder)"),

@@ -51,26 +51,33 @@ def test_a_setting_that_diverged_once_is_not_chosen():
 
 
 def test_it_runs_the_real_arm_on_pilot_seeds_at_every_setting(tmp_path, monkeypatch):
-    import test_experiments as toys
     from mmcollapse import sweep
+    from mmcollapse.experiment import Done
     from mmcollapse.settings import load_settings
 
-    settings = load_settings("smoke", generations=2, pairs=6, steps=2, results=str(tmp_path), runs=str(tmp_path / "r"))
-    study, seen = toys.open_toys(tmp_path / "r", generations=2, pairs=6, steps=2), []
+    class Pool:
+        """Gives every chain the same rows, of which three in four are not what decides; one chain diverges."""
 
-    def measure(study, tools, protocol, member, held, seed, g):
-        seen.append((protocol.arm, member.role, seed, g, held.digest))
-        row = {"metric": "all_right", "subset": "test", "measurement": "x", "value": 0.5, "n": 6, "hash": held.digest}
-        return [row, row | {"subset": "train"}, row | {"metric": "kid"}]
+        def run(self, chains):
+            self.chains = chains
+            for chain in chains:
+                row = {"metric": "all_right", "subset": "test", "measurement": "x", "value": 0.5, "n": 6, "hash": "h"}
+                row |= {"model": "generator", "arm": "real"}
+                every = [row, row | {"subset": "train"}, row | {"metric": "kid"}, row | {"model": "set"}]
+                rows = [r | {"generation": g, "seed": chain.seed} for r in every for g in range(11)]
+                yield Done(chain, rows, failure="it diverged" if chain is chains[-1] else "")
 
     monkeypatch.setenv("TQDM_DISABLE", "1")
     monkeypatch.setattr(sweep, "RATES", (0.5, 2.0))
-    monkeypatch.setattr(sweep, "open_study", lambda settings: (study, None))
-    monkeypatch.setattr(sweep, "measure_member", measure)
-    table = sweep.sweep(settings)
-    assert list(table.columns) == COLUMNS and len(table) == 2 * 6 * 3 * 2  # roles, settings, seeds, generations
-    assert {arm for arm, *_ in seen} == {"real"} and {seed for _, _, seed, *_ in seen} == {900, 901, 902}
-    assert set(table.seed) == {900, 901, 902} and toys.makings(study) == 0
-    assert sorted(set(table.steps)) == [1, 2, 4] and len(set(table[table.role == "captioner"].learning_rate)) == 2
-    assert len(study.store.items("weights")) == 2 * 6 * 3 * 2 and set(table.generation) == {0, 2}
+    settings = load_settings("smoke", generations=10, steps=2, results=str(tmp_path), runs=str(tmp_path / "r"))
+    pool = Pool()
+    table = sweep.sweep(settings, pool)
+    assert {(c.protocol.arm, c.seed) for c in pool.chains} == {("real", 900), ("real", 901), ("real", 902)}
+    own = [(c.protocol.roles[0], c.settings) for c in pool.chains]
+    asked = {(role, s.lr_generator, s.lr_captioner, s.steps) for role, s in own}
+    g, c = settings.lr_generator, settings.lr_captioner
+    wanted = {("generator", f * g, c, n) for f in (0.5, 2.0) for n in (1, 2, 4)}
+    assert asked == wanted | {("captioner", g, f * c, n) for f in (0.5, 2.0) for n in (1, 2, 4)}
+    assert list(table.columns) == COLUMNS and len(table) == 2 * 6 * 3 * 4 + 1  # roles, settings, seeds, generations
+    assert set(table.generation) == {0, 8, 9, 10, -1} and set(table.value.dropna()) == {0.5}
     assert (tmp_path / "00_recipe.parquet").is_file()

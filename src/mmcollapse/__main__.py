@@ -43,6 +43,20 @@ def figures(args):
         print(path)
 
 
+def report(args):
+    from mmcollapse.report import report
+
+    pages = report(settings_without_data(args), Path(args.site))
+    print(f"made {args.site}: {len(pages)} pages; open {pages[0]}")
+
+
+def plan(args):
+    from mmcollapse.plan import plan
+    from mmcollapse.runner import chosen
+
+    print(plan({name: load_settings(args.profile, name, **changes(args)) for name in chosen(args.only)}))
+
+
 def status(args):
     from mmcollapse.runner import chosen
     from mmcollapse.status import status
@@ -58,11 +72,21 @@ def trace(args):
     print(trace(settings_without_data(args), chosen(args.only)[0], args.row or "", args.figure or ""))
 
 
+def verify(args):
+    from mmcollapse.verify import PARTS, verify
+
+    parts = args.parts.split(",") if args.parts else [*PARTS]
+    return verify(settings_without_data(args), parts, args.every, args.only)
+
+
 def sweep(args):
+    from mmcollapse.pool import at_once, open_pool
     from mmcollapse.sweep import choose, in_words, sweep
 
     settings = load_settings(args.profile, **changes(args))
-    print(in_words(choose(sweep(settings))))
+    gpu = settings.resolved_device() == "cuda"
+    with open_pool(at_once(gpu), gpu) as pool:
+        print(in_words(choose(sweep(settings, pool))))
     print(f"\nmade {settings.results_folder / '00_recipe.parquet'}")
 
 
@@ -118,11 +142,32 @@ def pretrain(args):
         print(f"made {out / 'scores.json'} and a card in each folder of {out}")
 
 
+def study(args):
+    from mmcollapse.experiments import PRIORITY
+    from mmcollapse.pool import at_once, open_pool
+    from mmcollapse.study import run_study
+
+    if args.only and args.only not in PRIORITY:
+        raise MMCollapseError(f"only={args.only!r}: the experiments with chains are {', '.join(PRIORITY)}")
+    names = [args.only] if args.only else PRIORITY
+    settings = {name: load_settings(args.profile, name, **changes(args)) for name in names}
+    before = Path(args.before) if args.before else None
+    if before and not before.is_dir():
+        raise MMCollapseError(f"before={args.before!r}: there is no such folder")
+    gpu = settings[names[0]].resolved_device() == "cuda"
+    with open_pool(args.workers or at_once(gpu), gpu, args.minutes, args.scheduler or "") as pool:
+        return 1 if run_study(settings, pool, before) else 0
+
+
 COMMANDS = {
     run: "run the notebooks of a profile",
+    study: "run all chains of a profile, many at once, without notebooks",
     figures: "draw the figures again, from the tables alone",
+    report: "make a static site of results, figures and executed notebooks",
+    plan: "count what a profile comes to, before anything is run",
     status: "what is done and what is missing",
     trace: "from a row of a table or a figure to the run that made it",
+    verify: "compute the numbers of results again on this machine",
     pretrain: "build the base models of a world",
     sweep: "choose learning rate and steps on pilot seeds",
     instruments: "real pictures and captions, damaged by known amounts: what the metrics see of it",
@@ -150,8 +195,18 @@ def main(argv: list[str] | None = None) -> int:
         parsers[function] = commands.add_parser(function.__name__, parents=[common], help=text)
         parsers[function].set_defaults(run=function)
     parsers[run].add_argument("--jobs", type=int, default=0, help="notebooks at once; 0: one a core, on a GPU one")
+    p = parsers[study]
+    p.add_argument("--workers", type=int, default=0, help="chains at once; 0: one a core, on GPUs a few each")
+    p.add_argument(
+        "--minutes", type=float, default=0, help="begin no chain that would not end within them; 0: no limit"
+    )
+    p.add_argument("--before", help="folder of tables of earlier runs, whose chains are not run again")
+    p.add_argument("--scheduler", help="address of a dask scheduler; default: processes on this machine")
+    parsers[report].add_argument("--site", default="site", help="folder of the site")
     parsers[trace].add_argument("--row", help="a row's number, its hash, or a filter such as 'arm=real generation=2'")
     parsers[trace].add_argument("--figure", help="a figure file")
+    parsers[verify].add_argument("--parts", help="comma-separated, of a, b, c, d; default: all")
+    parsers[verify].add_argument("--every", action="store_true", help="in b all base models, decodings and subsets")
     p = parsers[pretrain]
     p.add_argument("--stages", help="comma-separated; default: all that are missing, then score")
     p.add_argument("--steps", type=int, help="steps of every stage, instead of the plan's")

@@ -20,7 +20,9 @@ from mmcollapse.experiment import open_study
 from mmcollapse.metrics.images import frechet
 from mmcollapse.models.captioner import CaptionDecoding
 from mmcollapse.models.generator import ImageDecoding
+from mmcollapse.pool import at_once, open_pool
 from mmcollapse.settings import Settings
+from mmcollapse.speedup import speedups
 from mmcollapse.store import Store
 from mmcollapse.train import Recipe, train
 
@@ -44,10 +46,13 @@ def machine(device: str) -> str:
 
 def bench(settings: Settings) -> None:
     """Print how fast the work of a chain and its metrics are, with the base models of the settings."""
+    gpu = settings.resolved_device() == "cuda"
+    with open_pool(at_once(gpu), gpu) as pool:
+        print(f"{machine(settings.resolved_device())}\nworld {settings.world}, profile {settings.profile}\n")
+        speedups(settings, pool, 10.0 if gpu else 4.0)
+    print()
     study, tools = open_study(settings)
-    print(
-        f"{machine(study.device)}\nworld {settings.world}, {settings.dtype}, compute batch {settings.compute_batch}\n"
-    )
+    print(f"  one model at a time, {settings.dtype}, compute batch {settings.compute_batch}")
     paces(study)
     print()
     frechet_beside_cleanfid()

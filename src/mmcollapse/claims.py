@@ -70,7 +70,8 @@ class Term:
 @dataclass(frozen=True)
 class Contrast:
     """The weighted sum of `more` minus that of `less`. smallest: S, in the unit of the scale, for rates as a difference
-    of rates. rule: see stats.verdict. part: "primary", "secondary" or "exploratory"."""
+    of rates. rule: see stats.verdict. part: "primary", "secondary" or "exploratory". repeats: of a repeat of a primary
+    contrast the name of that, and base: the further base model that it is repeated on."""
 
     name: str
     endpoint: Endpoint
@@ -79,6 +80,8 @@ class Contrast:
     smallest: float
     rule: str = "above"
     part: str = "primary"
+    repeats: str = ""
+    base: str = ""
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -89,13 +92,14 @@ class Contrast:
 @dataclass(frozen=True)
 class Correlation:
     """Rank correlation across arms of the quality of a set (predictor) and what fresh base models make of it (outcome),
-    see stats.rank_correlation and robustness. arms: the fewest that allow a verdict."""
+    see stats.rank_correlation and robustness. arms, seeds: the fewest that allow a verdict."""
 
     name: str
     endpoint: Endpoint  # the predictor
     outcome: Endpoint
     smallest: float
     arms: int
+    seeds: int
     part: str = "primary"
     rule: str = "above"
 
@@ -118,7 +122,7 @@ Tables = Mapping[str, pd.DataFrame]  # result tables by experiment; one table of
 EVERY = "every part"  # the contrast of the row that holds the verdict on the whole claim
 UNDEFINED = "undefined there: too little could be read"
 COLUMNS = ["claim", "experiment", "contrast", "part", "endpoint", "scale", "at", "over", "models", "S", "rule"]
-COLUMNS += ["effect", "low", "high", "seeds", "agree", "p", "p_t", "p_holm", "verdict"]
+COLUMNS += ["effect", "low", "high", "seeds", "agree", "p", "p_t", "p_holm", "verdict", "general"]
 
 
 # ---- the file
@@ -213,11 +217,12 @@ _KEYS = {
     "endpoint": {name: (str,) for name in ("modality", "metric", "measurement", "space", "scale")}
     | {"S": (_NUMBER, None), "subset": (str, "test"), "models": (str, "one"), "better": (str, "")},
     "claim": {"id": (str,), "text": (str,), "experiment": (_TEXTS,), "gates": (list,), "figure": (str,)}
-    | {"each": (list, None), "contrast": (list, []), "correlation": (list, [])},
+    | {"each": (list, None), "repeats": (list, []), "bases": (list, [])}
+    | {"contrast": (list, []), "correlation": (list, [])},
     "contrast": {"name": (str,), "endpoint": (_TEXTS,), "more": (list,), "less": (list,), "at": (_TEXTS, "late")}
     | {"S": (_NUMBER, None), "rule": (str, "above"), "part": (str, "primary")},
     "correlation": {"name": (str,), "predictor": (str,), "outcome": (str,), "S": (_NUMBER,), "arms": (int,)}
-    | {"part": (str, "primary")},
+    | {"seeds": (int,), "part": (str, "primary")},
     "term": {"arm": (str,), "at": (str, None), "weight": (_NUMBER, 1.0)},
 }
 _CALLED = {str: "a text", int: "a whole number", list: "a list", dict: "a table"}
@@ -287,6 +292,10 @@ def _claims(found, endpoints: dict, smallest: dict) -> list[Claim]:
     parts += [_correlation(entry, endpoints, where) for entry in told["correlation"]]
     if not any(part.part == "primary" for part in parts):
         raise MMCollapseError(f"{where}: none of its contrasts is primary")
+    for key in ("repeats", "bases"):
+        if not all(isinstance(name, str) for name in told[key]):
+            raise MMCollapseError(f"{where}: {key}={told[key]!r} must be a list of texts")
+        parts += [again for name in told[key] for again in _repeated(parts, name, key == "bases")]
     common = {
         "experiments": tuple(_listed(told["experiment"])),
         "gates": tuple(told["gates"]),
@@ -300,7 +309,7 @@ def _claims(found, endpoints: dict, smallest: dict) -> list[Claim]:
 
     def of(part, name: str):
         sides = {k: tuple(replace(t, arm=named(t.arm, name)) for t in getattr(part, k)) for k in ("more", "less")}
-        return replace(part, name=named(part.name, name), **sides)
+        return replace(part, name=named(part.name, name), repeats=named(part.repeats, name), **sides)
 
     out = []
     for name in told["each"]:
@@ -309,6 +318,17 @@ def _claims(found, endpoints: dict, smallest: dict) -> list[Claim]:
         every = tuple(of(part, name) for part in parts)
         out.append(Claim(named(told["id"], name), named(told["text"], name), every, **common))
     return out
+
+
+def _repeated(parts: list, name: str, base: bool) -> list[Contrast]:
+    """The primary contrasts once more, as secondary ones, with the arms <arm>-<name>."""
+
+    def of(c: Contrast) -> Contrast:
+        sides = {k: tuple(replace(t, arm=f"{t.arm}-{name}") for t in getattr(c, k)) for k in ("more", "less")}
+        own = {"part": "secondary", "repeats": c.name, "base": name if base else ""}
+        return replace(c, name=f"{name}: {c.name}", **sides, **own)
+
+    return [of(c) for c in parts if isinstance(c, Contrast) and c.part == "primary"]
 
 
 def _listed(value) -> list:
@@ -356,7 +376,8 @@ def _correlation(found, endpoints: dict, where: str) -> Correlation:
     predictor, outcome = endpoints[told["predictor"]], endpoints[told["outcome"]]
     if predictor.models != "set" or not predictor.better or outcome.models != "students":
         raise MMCollapseError(f"{where}: it needs a predictor of models 'set' that says what is better, and students")
-    return Correlation(told["name"], predictor, outcome, float(told["S"]), told["arms"], told["part"])
+    told["S"] = float(told["S"])
+    return Correlation(told["name"], predictor, outcome, *(told[key] for key in ("S", "arms", "seeds", "part")))
 
 
 # ---- what tables can answer
@@ -448,6 +469,9 @@ def conclude(
     whose arms are not there, are left out. MMCollapseError: duplicate rows, arms that are missing altogether, a metric
     with no row at all.
 
+    general, of the row of a claim: "yes" if its effects have the same sign on all further base models (see general),
+    "no" if one has another, "not tested" if any was not run there.
+
     p: exact sign flips, of a correlation permutations of arms; p_t: paired t test (see stats.t_p); both two-sided, of
     no difference whatever the rule. p_holm: p_t after Holm over the primary contrasts of the claim, for reading a
     single contrast. The verdict on a claim uses none of them: it needs every primary contrast, and a conjunction of
@@ -460,16 +484,39 @@ def conclude(
     _check_arms(tables, claims)
     out = []
     for claim in claims:
-        rows = [row for part in claim.contrasts for row in _judge(tables, claim, part, generations)]
+        found = [(part, row) for part in claim.contrasts for row in _judge(tables, claim, part, generations)]
+        rows = [row for _, row in found]
         primary = [row for row in rows if row["part"] == "primary"]
         for row, p in zip(primary, stats.holm([row["p_t"] for row in primary]), strict=True):
             row["p_holm"] = p
         whole = {"claim": claim.id, "contrast": EVERY, "part": "primary", "over": rows[0]["over"]}
         whole |= {"experiment": rows[0]["experiment"], "seeds": min(row["seeds"] for row in primary)}
+        whole |= {"general": general(claim, {part.name: row for part, row in found})}
         out += [*rows, whole | {"verdict": stats.conjunction([row["verdict"] for row in primary])}]
     frame = pd.DataFrame(out, columns=COLUMNS)
     numbers = dict.fromkeys(("S", "effect", "low", "high", "p", "p_t", "p_holm"), "float64")
+    frame["general"] = frame.general.fillna("")
     return frame.astype(numbers | {"seeds": "int64", "agree": "Int64"})
+
+
+def general(claim: Claim, rows: Mapping[str, Mapping]) -> str:
+    """Whether a claim holds beyond the base model that its chains start from: "yes" if every primary contrast has its
+    sign on all further base models too, "no" if one has another there, "not tested" if one was not run or cannot be
+    read. rows: those of its contrasts, by the name of the contrast. The sign is of what the rule of the contrast asks:
+    of the effect, of what is left to a loss of S, of what is left to a change of S."""
+    same, again = [], [c for c in claim.contrasts if isinstance(c, Contrast) and c.base]
+    for c in again:
+        sides = [_side(rows.get(name), c.rule) for name in (c.repeats, c.name)]
+        same.append(None if None in sides else sides[0] == sides[1])
+    return "no" if False in same else "not tested" if not again or None in same else "yes"
+
+
+def _side(row: Mapping | None, rule: str) -> bool | None:
+    """On which side of the bound of its rule an effect lies; None if there is none."""
+    effect, smallest = (row.get("effect", math.nan), row["S"]) if row else (math.nan, math.nan)
+    if math.isnan(effect):
+        return None
+    return {"above": effect > 0, "not below": effect > -smallest, "within": abs(effect) < smallest}[rule]
 
 
 def _check_rows(table: pd.DataFrame):
@@ -610,7 +657,8 @@ def _differences(c: Contrast, sides: list[dict], models: list[str]) -> tuple[pd.
 
 
 def _correlate(tables: Tables, c: Correlation) -> dict:
-    """A correlation as a row. Arms with fewer seeds than a verdict needs are left out, unless none has as many."""
+    """A correlation as a row. Arms are its units; those with fewer seeds than it needs are left out, unless none has as
+    many."""
     from mmcollapse import robustness  # which imports scipy.stats
 
     e = c.endpoint
@@ -620,7 +668,7 @@ def _correlate(tables: Tables, c: Correlation) -> dict:
     try:
         units = robustness.units(tables, e.modality)
         seeds = units.groupby(["experiment", "arm"]).seed.transform("nunique")
-        units = units[seeds >= min(stats.SEEDS_NEEDED, seeds.max())]
+        units = units[seeds >= min(c.seeds, seeds.max())]
         data = robustness.frame(tables, e.modality, e.metric, e.space, units)
         r = stats.rank_correlation(data)
     except MMCollapseError as error:
@@ -630,13 +678,15 @@ def _correlate(tables: Tables, c: Correlation) -> dict:
     # quality and robustness: a metric of which less is better, and loss, are both turned round
     turn = 1.0 if e.better == "lower" else -1.0
     low, high = sorted((turn * r.low, turn * r.high))
-    effect = stats.Effect(turn * r.rho, low, high, least, 0, r.p)
+    effect = stats.Effect(turn * r.rho, low, high, r.arms, 0, r.p)
     found = none | {"S": c.smallest, "effect": effect.effect, "low": low, "high": high, "seeds": least, "p": r.p}
     found |= {"over": over, "models": f"{r.arms} arms"}
     if r.reason:
         return found | {"verdict": f"no verdict: {r.reason}"}
     if r.arms < c.arms:
         return found | {"verdict": f"no verdict: {r.arms} arms, {c.arms} needed"}
+    if least < c.seeds:
+        return found | {"verdict": f"no verdict: {least} seed{'s' * (least != 1)}, {c.seeds} needed"}
     return found | {"verdict": stats.verdict(effect, c.smallest)}
 
 
@@ -738,13 +788,22 @@ def _span(planned: int, summary: str = "late") -> str:
 # ---- in words
 
 
+def reach(verdict: str, general: str) -> str:
+    """What is said beside a verdict on a claim: whether it is general, if there is a verdict and that was tested."""
+    if verdict.startswith(("no verdict", "not run", "void")):
+        return ""
+    told = {"yes": " (general: also on further base models)", "no": " (not general: otherwise on a further base model)"}
+    return told.get(general, "")
+
+
 def in_words(conclusions: pd.DataFrame, claims: Sequence[Claim] | None = None) -> str:
     """Short markdown: what the conclusions (of `conclude`) say, computed from their numbers."""
-    whole = conclusions[conclusions.contrast == EVERY].set_index("claim").verdict
-    parts = conclusions[conclusions.contrast != EVERY]
+    claimed = conclusions[conclusions.contrast == EVERY].set_index("claim")
+    whole, parts = claimed.verdict, conclusions[conclusions.contrast != EVERY]
     texts = {claim.id: claim.text for claim in (all_claims() if claims is None else claims)}
     lines = [opening(whole, int(parts.seeds.max())), ""]
-    lines += [f"- **{claim}** ({texts[claim]}): **{verdict}**" for claim, verdict in whole.items()]
+    for claim, row in claimed.iterrows():
+        lines.append(f"- **{claim}** ({texts[claim]}): **{row.verdict}**{reach(row.verdict, row.general)}")
     head = ["claim", "contrast", "endpoint", "effect", "95% interval", "S", "agree", "p", "Holm", "verdict"]
     lines += ["", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for row in parts.itertuples():

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -21,8 +23,11 @@ import pandas as pd
 from mmcollapse.claims import claims_digest
 from mmcollapse.digests import digest_of
 from mmcollapse.disk import write_whole
+from mmcollapse.earlier import Earlier, earlier, semantics
 from mmcollapse.errors import MMCollapseError, StoreFull
-from mmcollapse.experiments import arms_of, listed, student_generations
+from mmcollapse.experiments import arms_of, has_students, listed, seeds_of
+from mmcollapse.kept import keeping
+from mmcollapse.kept import write as write_kept
 from mmcollapse.loop import Model, Study, finetune, run_chain
 from mmcollapse.measure import (
     Instruments,
@@ -38,8 +43,8 @@ from mmcollapse.models import load
 from mmcollapse.models.oracle import Oracle
 from mmcollapse.protocol import ROLES, Member, Protocol
 from mmcollapse.settings import ROOT, Settings, as_dict
-from mmcollapse.store import Store, load_pairs, save_pairs
-from mmcollapse.table import check_complete, progress_path, to_table, write_table
+from mmcollapse.store import Item, Store, load_pairs, save_pairs
+from mmcollapse.table import check_complete, merge, progress_path, read_table, to_table, write_table
 from mmcollapse.worlds import open_world
 
 
@@ -51,7 +56,8 @@ class Progress:
 
         # TQDM_DISABLE is tqdm's own switch; the runner of notebooks sets it, for nobody watches their bars.
         self.live = not os.environ.get("TQDM_DISABLE") and (sys.stderr.isatty() or "ipykernel" in sys.modules)
-        self.total, self.done, self.start = chains * (generations + 1), 0, time.monotonic()
+        self.chains, self.total, self.done = chains, chains * (generations + 1), 0
+        self.start = time.monotonic()
         self.seconds: dict[str, float] = {}  # by stage
         self.reached: dict[str, int] = {}  # generations, by chain
         self._now, self._since = "", self.start
@@ -74,6 +80,19 @@ class Progress:
             self.seconds[self._now] = self.seconds.get(self._now, 0.0) + time.monotonic() - self._since
         self._now, self._since = stage, time.monotonic()
 
+    def chain(self, name: str, seconds: float):
+        """A chain that ran elsewhere is done."""
+        self.clock("chains")
+        each = self.total // max(1, self.chains)
+        self.done += each
+        self.bar.update(each)
+        spent = time.monotonic() - self.start
+        left = spent / self.done * (self.total - self.done)
+        print(
+            f"[{self.done // each}/{self.chains}] {name}: {seconds:.0f} s ({spent:.0f} s, about {left:.0f} s to go)",
+            flush=True,
+        )
+
     def generation(self, chain: str, generation: int, path: Path):
         """A generation is measured: count it, and note it in the file that `make status` reads."""
         self.clock()
@@ -84,10 +103,20 @@ class Progress:
         write_whole(path, (json.dumps(self.reached, indent=1) + "\n").encode())
 
 
-def open_study(settings: Settings, protocols: Sequence[Protocol] = ()) -> tuple[Study, Instruments]:
-    """Everything that chains of `protocols` need, opened and checked before any work starts."""
-    device = settings.resolved_device()
-    world, folder = open_world(settings.world, settings.data), settings.models_folder
+def open_study(settings: Settings, protocols: Sequence[Protocol] = (), kept: dict | None = None):
+    """(Study, Instruments): everything that chains of `protocols` need, opened and checked before any work starts.
+    kept: what earlier calls of this process opened, which is not opened again."""
+    device, opened = settings.resolved_device(), {} if kept is None else kept
+
+    def once(key: tuple, make):
+        if key not in opened:
+            opened[key] = make()
+        return opened[key]
+
+    world, folder = (
+        once(("world", settings.world, settings.data), lambda: open_world(settings.world, settings.data)),
+        settings.models_folder,
+    )
     if not folder.is_dir():
         raise MMCollapseError(
             f"no base models in {folder}: `make pretrain WORLD={settings.world}` makes them, or give their folder as "
@@ -111,13 +140,16 @@ def open_study(settings: Settings, protocols: Sequence[Protocol] = ()) -> tuple[
             f"STAGES={','.join(missing)} makes those of the zoo (on a GPU); or name others in the settings generators "
             "and captioners"
         )
-    models, oracle = {}, Oracle(folder / "oracle", device) if world.truth else None
+    models, oracle = {}, once(("oracle", folder), lambda: Oracle(folder / "oracle", device)) if world.truth else None
+    trained = (device, settings.dtype, settings.method, settings.rank)
     for role, names in wanted.items():
         for name in dict.fromkeys(names):
+            place = settings.model_folder(name)
             try:
-                adapter = load(settings.model_folder(name), device, settings.dtype)
+                model = once(("model", place, *trained), partial(_open_model, place, device, settings))
             except MMCollapseError as error:
                 raise MMCollapseError(f"setting {role}s={getattr(settings, f'{role}s')!r}: {error}") from error
+            adapter = model.adapter
             if adapter.kind != role:
                 raise MMCollapseError(
                     f"setting {role}s={getattr(settings, f'{role}s')!r}: {name!r} is a {adapter.kind}, no {role}"
@@ -127,7 +159,7 @@ def open_study(settings: Settings, protocols: Sequence[Protocol] = ()) -> tuple[
                     f"setting {role}s: pictures of {name!r} have {adapter.image_size} pixels a side, those of the "
                     f"world {world.name!r} {world.image_size}"
                 )
-            models[name] = Model(adapter, settings)
+            models[name] = model
     for protocol in protocols:
         _different(protocol.members(zoo), models)
         _enough(protocol, settings, world)
@@ -138,7 +170,15 @@ def open_study(settings: Settings, protocols: Sequence[Protocol] = ()) -> tuple[
         )
     copied = tuple({p.noise_like for p in protocols} - {""})
     study = Study(settings, Store(settings.runs_folder), world, models, zoo, device, oracle, copied=copied)
-    return study, open_instruments(study, device)
+    sizes = (settings.prompts, settings.noises, settings.captions, settings.probes, settings.pairs)
+    key = ("instruments", folder, settings.spaces, settings.runs_folder, *sizes)
+    tools = once(key, lambda: open_instruments(study, device))
+    tools.study = study
+    return study, tools
+
+
+def _open_model(place: Path, device: str, settings: Settings) -> Model:
+    return Model(load(place, device, settings.dtype), settings)
 
 
 def _different(members: list[Member], models: dict[str, Model]):
@@ -162,77 +202,171 @@ def _enough(protocol: Protocol, settings: Settings, world):
         )
 
 
-def run_experiment(experiment: str, settings: Settings) -> pd.DataFrame:
-    """Run (or resume) every chain of `experiment` and write RESULTS/<experiment>.parquet, .samples.parquet and .json.
-    A chain that fails is named and the others go on; the error is raised at the end."""
-    protocols = arms_of(experiment, settings)
-    students = student_generations(settings)
-    study, tools = open_study(settings, protocols)
-    seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
-    progress = Progress(len(protocols) * settings.seeds, settings.generations)
-    study.say = progress.stage
-    began, rows, failures, pictures, shared = time.monotonic(), [], [], [], {}
-    claims = claims_digest()
+@dataclass(frozen=True)
+class Chain:
+    """One arm of an experiment and one seed. copied: another arm copies its errors, so they are to be kept."""
 
-    progress.stage("world", 0, "measuring")
-    rows += measure_world(study, tools)
-    for protocol in protocols:
-        for seed in seeds:
+    experiment: str
+    protocol: Protocol
+    seed: int
+    settings: Settings
+    copied: bool = False
 
-            def measure(weights, g, sets, protocol=protocol, seed=seed):
-                chain = {"arm": protocol.arm, "seed": seed, "generation": g}
-                found = measure_generation(study, tools, protocol, weights, g, sets, seed)
-                if g in students:
-                    found += run_students(study, tools, protocol, g, sets, seed)
-                rows.extend(r | chain for r in found)
-                if seed == settings.first_seed:
-                    kept = {(r["hash"], r["measurement"], r["modality"], r["model"]) for r in found}
-                    for name, measurement, modality, model in sorted(kept):
-                        if name in tools.shown:
-                            told = {"measurement": measurement, "modality": modality, "model": model}
-                            pictures.append((name, chain | told))
-                progress.generation(
-                    f"{protocol.name} seed {seed}", g, progress_path(settings.results_folder, experiment)
-                )
+    @property
+    def name(self) -> str:
+        return f"{self.protocol.name} seed {self.seed}"
 
-            try:
-                shared |= {item.name: item for item in run_chain(study, protocol, seed, measure)}
-            except StoreFull:
-                raise
-            except MMCollapseError as error:
-                failures.append(f"{protocol.name} seed {seed}: {error}")
-                print(f"FAILED: {failures[-1]}", file=sys.stderr, flush=True)
 
-    study.retire(list(shared.values()))
-    progress.clock()
+@dataclass
+class Done:
+    """What a chain leaves: rows of the table; shown, the samples to keep (item, prompts, what they are); kept, of what
+    rows can be computed again (see kept.py); items that other chains may share; errors of its captions, where another
+    arm copies them; failure: what ended it, or ""."""
 
-    table = to_table([{"experiment": experiment, "claims": claims} | r for r in rows])
-    folder = settings.results_folder
-    write_table(table, folder / f"{experiment}.parquet")
-    _write_samples(pictures, tools, folder / f"{experiment}.samples.parquet")
-    write_provenance(
-        folder / f"{experiment}.json",
-        study,
-        tools,
-        table,
-        time.monotonic() - began,
-        protocols=[vars(p) for p in protocols],
-        failures=failures,
-        stages={stage: round(spent, 1) for stage, spent in progress.seconds.items()},
-    )
-    progress_path(settings.results_folder, experiment).unlink(missing_ok=True)
-    if failures:
-        raise MMCollapseError(
-            f"{len(failures)} of {len(protocols) * settings.seeds} chains of {experiment} ended early; the rest is in "
-            f"{folder}. The first: {failures[0]}"
+    chain: Chain
+    rows: list[dict] = field(default_factory=list)
+    shown: list[tuple[Item, list[str], dict]] = field(default_factory=list)
+    kept: list = field(default_factory=list)
+    items: tuple[Item, ...] = ()
+    errors: dict[tuple, dict] = field(default_factory=dict)
+    failure: str = ""
+    seconds: float = 0.0
+
+
+def run_one(study: Study, tools: Instruments, chain: Chain, measured=lambda chain, generation: None) -> Done:
+    """Run (or look up) a chain; measured(chain, generation) is called after each generation. StoreFull passes through;
+    any other MMCollapseError ends this chain alone and is told in what is returned."""
+    protocol, seed, done, began = chain.protocol, chain.seed, Done(chain), time.monotonic()
+
+    def measure(weights, g, sets):
+        of = {"arm": protocol.arm, "seed": seed, "generation": g}
+        s = study.settings
+        with keeping(chain.experiment, protocol.arm, (seed, g) == (s.first_seed, s.generations)) as sets_kept:
+            found = measure_generation(study, tools, protocol, weights, g, sets, seed)
+        done.kept += sets_kept
+        if has_students(chain.settings, seed, g):
+            found += run_students(study, tools, protocol, g, sets, seed)
+        done.rows += [r | of for r in found]
+        if seed == chain.settings.first_seed:
+            kept = {(r["hash"], r["measurement"], r["modality"], r["model"]) for r in found}
+            for name, measurement, modality, model in sorted(kept):
+                if name in tools.shown:
+                    item, asked = tools.shown[name]
+                    told = {"measurement": measurement, "modality": modality, "model": model}
+                    done.shown.append((item, asked, of | told))
+        measured(chain, g)
+
+    try:
+        done.items = tuple(run_chain(study, protocol, seed, measure))
+    except StoreFull:
+        raise
+    except MMCollapseError as error:
+        done.failure = f"{chain.name}: {error}"
+    done.errors = {key: errors for key, errors in study.errors.items() if key[:2] == (protocol.arm, seed)}
+    done.seconds = time.monotonic() - began
+    return done
+
+
+class Run:
+    """An experiment under way: what there is to do, and what comes of it.
+
+    chains: all of the experiment's; todo: those that neither this run nor, in the folder `before`, an earlier one has
+    finished. kept: see open_study."""
+
+    def __init__(self, experiment: str, settings: Settings, before: Path | None = None, kept: dict | None = None):
+        self.experiment, self.settings, self.began = experiment, settings, time.monotonic()
+        self.before = before
+        self.protocols, self.claims = arms_of(experiment, settings), claims_digest()
+        self.study, self.tools = open_study(settings, self.protocols, kept)
+        copied = {p.noise_like for p in self.protocols}
+        self.chains = [
+            Chain(experiment, p, k, settings, p.arm in copied)
+            for p in self.protocols
+            for k in seeds_of(experiment, p, settings)
+        ]
+        self.known = earlier(before, experiment, settings, self.study, self.chains) if before else Earlier()
+        print("".join(f"{line}\n" for line in self.known.refused), end="", flush=True)
+        self.todo = [c for c in self.chains if (c.protocol.roles, c.protocol.arm, c.seed) not in self.known.chains]
+        self.dones: list[Done] = []
+        self.world = None
+
+    def measure_world(self):
+        if not self.known.has_world and self.world is None:
+            self.world = measure_world(self.study, self.tools)
+
+    def add(self, done: Done):
+        self.dones.append(done)
+        if done.failure:
+            print(f"FAILED: {done.failure}", file=sys.stderr, flush=True)
+
+    @property
+    def failures(self) -> list[str]:
+        return [done.failure for done in self.dones if done.failure]
+
+    def write(self, stages: dict[str, float]) -> pd.DataFrame:
+        """Write RESULTS/<experiment>.parquet, .samples.parquet and .json of what there is so far."""
+        rows = [*(self.world or []), *(row for done in self.dones for row in done.rows)]
+        table = to_table([{"experiment": self.experiment, "claims": self.claims} | r for r in rows])
+        table = merge([self.known.table, table])
+        folder = self.settings.results_folder
+        write_table(table, folder / f"{self.experiment}.parquet")
+        shown = [shown for done in self.dones for shown in done.shown]
+        _write_samples(shown, self.known.samples, self.tools, folder / f"{self.experiment}.samples.parquet")
+        sets_kept = [part for done in self.dones for part in done.kept]
+        write_provenance(
+            folder / f"{self.experiment}.json",
+            self.study,
+            self.tools,
+            table,
+            time.monotonic() - self.began,
+            protocols=[vars(p) for p in self.protocols],
+            failures=self.failures,
+            stages={stage: round(spent, 1) for stage, spent in stages.items()},
+            chains={done.chain.name: round(done.seconds, 1) for done in self.dones},
+            runs=self.known.runs,  # that made what was taken over
+            kept=write_kept(folder, self.experiment, sets_kept, self.before, set(table.hash)),
         )
-    check_complete(table, chains_of(protocols), list(seeds), settings.generations)
-    return table
+        return table
+
+    def finish(self, stages: dict[str, float]) -> pd.DataFrame:
+        """Write it all, give up what no other chain needs any more, and check that nothing is missing. MMCollapseError:
+        a chain ended early."""
+        self.study.retire(list({item.name: item for done in self.dones for item in done.items}.values()))
+        table, folder = self.write(stages), self.settings.results_folder
+        progress_path(folder, self.experiment).unlink(missing_ok=True)
+        if self.failures:
+            raise MMCollapseError(
+                f"{len(self.failures)} of {len(self.chains)} chains of {self.experiment} ended early; the rest is in "
+                f"{folder}. The first: {self.failures[0]}"
+            )
+        if left := len(self.todo) - len(self.dones):
+            print(f"{self.experiment}: {left} of {len(self.chains)} chains are left for another run", flush=True)
+            return table
+        check_run(self.experiment, self.settings, table)
+        return table
 
 
-def chains_of(protocols: Sequence[Protocol]) -> list[tuple[str, str]]:
-    """(modality, arm) of all that is measured."""
-    return [(modality, p.arm) for p in protocols for modality in p.modalities]
+def run_experiment(experiment: str, settings: Settings) -> pd.DataFrame:
+    """Run (or resume) every chain of `experiment`, one by one, and write RESULTS/<experiment>.parquet, .samples.parquet
+    and .json. A chain that fails is named and the others go on; the error is raised at the end."""
+    run = Run(experiment, settings)
+    progress = Progress(len(run.todo), settings.generations)
+    run.study.say = progress.stage
+    progress.stage("world", 0, "measuring")
+    run.measure_world()
+    path = progress_path(settings.results_folder, experiment)
+    for chain in run.todo:
+        run.add(run_one(run.study, run.tools, chain, lambda c, g: progress.generation(c.name, g, path)))
+    progress.clock()
+    return run.finish(progress.seconds)
+
+
+def check_run(experiment: str, settings: Settings, table: pd.DataFrame | None = None):
+    """Refuse a result table (if not given, that in RESULTS) that lacks an arm, seed, generation or metric."""
+    table = read_table(settings.results_folder / f"{experiment}.parquet") if table is None else table
+    for p in arms_of(experiment, settings):
+        arms = [(modality, p.arm) for modality in p.modalities]
+        check_complete(table, arms, list(seeds_of(experiment, p, settings)), settings.generations)
 
 
 def measure_generation(study, tools, protocol: Protocol, weights: dict, g: int, sets: dict, seed: int) -> list[dict]:
@@ -266,8 +400,9 @@ def run_students(study, tools, protocol: Protocol, g: int, sets: dict, seed: int
     return rows
 
 
-def _write_samples(pictures: list[tuple[str, dict]], tools: Instruments, path: Path):
-    """The kept samples of the first seed, and the real pictures and captions they answer to, as one Parquet file."""
+def _write_samples(shown: list[tuple[Item, list[str], dict]], known: list[tuple], tools: Instruments, path: Path):
+    """The kept samples of the first seed, and the real pictures and captions they answer to, as one Parquet file.
+    known: (pictures, captions, columns) of earlier runs."""
     import tempfile
 
     names = ("arm", "model", "modality", "seed", "generation", "measurement", "index", "prompt")
@@ -281,18 +416,22 @@ def _write_samples(pictures: list[tuple[str, dict]], tools: Instruments, path: P
                 columns[name].append(value)
 
     s = tools.study.settings
-    shown, real = tools.prompts, tools.sample("test", s.captions)
+    asked, real = tools.prompts, tools.sample("test", s.captions)
     world = {"arm": "world", "model": "", "seed": -1, "generation": 0}
-    n, m = min(8, len(shown.images)), min(8, len(real.images))
-    first = [five[0] for five in shown.captions[:n]]
-    put(shown.images[:n], first, range(n), first, world | {"modality": "image", "measurement": ""})
+    n, m = min(8, len(asked.images)), min(8, len(real.images))
+    first = [five[0] for five in asked.captions[:n]]
+    put(asked.images[:n], first, range(n), first, world | {"modality": "image", "measurement": ""})
     first = [five[0] for five in real.captions[:m]]
     put(real.images[:m], first, range(m), first, world | {"modality": "text", "measurement": ""})
-    for name, chain in pictures:
-        item, asked = tools.shown[name]
+    for item, prompts, chain in shown:
         x, c, cols = load_pairs(item.files())
         # of a generator's pictures the number of the prompt counts, of captions that of the picture
-        put(x, c, range(len(x)) if chain["modality"] == "image" else cols["index"], asked, chain)
+        put(x, c, range(len(x)) if chain["modality"] == "image" else cols["index"], prompts, chain)
+    for x, c, cols in known:
+        images.extend(x)
+        captions.extend(c)
+        for name in names:
+            columns[name].extend(cols[name])
     with tempfile.TemporaryDirectory() as folder:
         save_pairs(Path(folder), np.stack(images), captions, columns)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -358,6 +497,7 @@ def write_provenance(path: Path, study: Study, tools: Instruments, table: pd.Dat
         "machine": platform.machine(),
         "versions": versions,
         "commit": git("rev-parse", "HEAD"),
+        "semantics": semantics(),
         "source": source_digest(),  # says which code it was where no git is at hand, or something was changed
         "changed since commit": bool(git("status", "--porcelain", "--untracked-files=no")),
         "seconds": round(seconds, 1),

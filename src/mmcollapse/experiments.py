@@ -7,8 +7,9 @@ Arms that are equal in everything but their name are trained once: the store kno
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.protocol import DRIFT, ROLES, Protocol
@@ -36,9 +37,31 @@ def controls(role: str, **changes) -> list[Protocol]:
     return [real(role, **changes), gen0(role, **changes)]
 
 
+def repeated(role: str, name: str, **changes) -> list[Protocol]:
+    """*recursive* once more with something changed, and controls with the same changed: arms "recursive-<name>", ..."""
+    own = {"controls": (f"real-{name}", f"gen0-{name}")}
+    arms = [recursive(role, f"recursive-{name}", **own | changes)]
+    return [*arms, real(role, f"real-{name}", **changes), gen0(role, f"gen0-{name}", **changes)]
+
+
+RATES = {"lr-half": 0.5, "lr-double": 2.0}  # times the learning rate: is what is found that of one rate?
+
+
+def further(s: Settings, role: str) -> list[str]:
+    """The names in the setting `further` that are of this role, by their beginning. MMCollapseError: one is of none."""
+    names = listed(s, "further") if s.further else []
+    for name in names:
+        if not name.startswith(tuple(f"{role}-" for role in ROLES)):
+            raise MMCollapseError(
+                f"setting further={s.further!r}: the name of {name!r} tells no role; it must begin with "
+                f"{' or '.join(f'{role}-' for role in ROLES)}"
+            )
+    return [name for name in names if name.startswith(f"{role}-")]
+
+
 def variance(s: Settings) -> list[Protocol]:
-    """Claims C1 to C3 and question Q1. The full grid repeats the arms of C1-C3 with fresh prompts every generation, and
-    with every generation started from the base model."""
+    """Claims C1 to C3 and question Q1. The full grid repeats the arms of C1-C3 with new prompts every generation, from
+    the base model every generation, at half and double learning rate, and on further base models."""
     measured = {"measured_drift": DRIFT}
     arms = [recursive("generator"), *controls("generator"), recursive("captioner", **measured)]
     arms += controls("captioner", **measured)
@@ -56,6 +79,10 @@ def variance(s: Settings) -> list[Protocol]:
                 arms.append(real(role, f"real-{name}", **changes))
                 if name == "fresh":
                     arms.append(gen0(role, f"gen0-{name}", **changes))
+            for name, rate in RATES.items():
+                arms += repeated(role, name, rate=rate)
+            for name in further(s, role):
+                arms += repeated(role, name, population=(name,))
     return arms
 
 
@@ -103,7 +130,8 @@ def diversity(s: Settings) -> list[Protocol]:
     """Claim C6: models that feed one pool, against each of them alone.
 
     alone: every model of the zoo on its own, on as many pairs (a pool of isolated chains). pool-M: M different models,
-    of each size as many populations as there are models, each model in M of them. clones-M: one base model M times.
+    of each size as many populations as there are models, each model in M of them; those of LATER sizes come last.
+    clones-M: one base model M times.
     frozen-pool-M: the pool is made by generation 0 (the pool's gen0). alone-compute-M: alone, with M times the steps.
     seeds-M: the same architecture, separately pretrained."""
     arms, sizes = [], population_sizes(s)
@@ -128,7 +156,17 @@ def diversity(s: Settings) -> list[Protocol]:
             if s.grid == "full":
                 seeds = tuple(zoo[0] + (f"-{k + 1}" if k else "") for k in range(most))
                 arms.append(recursive(role, f"seeds-{most}", population=seeds, **with_alone))
-    return arms
+    return sorted(arms, key=lambda p: later(p, s))
+
+
+# Sizes of populations between those that C6 is about: run last, for they only fill in its curve.
+LATER = (2, 4)
+
+
+def later(protocol: Protocol, s: Settings) -> bool:
+    """Whether an arm is a population of different models of a LATER size, and not of the largest."""
+    size = len(set(protocol.population)) if protocol.exchange else 0
+    return size in LATER and size < max(population_sizes(s))
 
 
 def population_sizes(s: Settings) -> list[int]:
@@ -169,7 +207,8 @@ def relabeling(s: Settings) -> list[Protocol]:
 
 
 def remedies(s: Settings) -> list[Protocol]:
-    """Question Q2. The recursive arm is *replace*."""
+    """Question Q2. The recursive arm is *replace*. On the further base models two remedies are repeated, one of either
+    kind and each at the compute of *replace*: old data kept, and a quarter of real data."""
     arms = []
     for role in ROLES:
         arms += [recursive(role), *controls(role), recursive(role, "accumulate", keep="accumulate", anchored=True)]
@@ -186,7 +225,13 @@ def remedies(s: Settings) -> list[Protocol]:
                     own = (f"N-{n}-real", f"N-{n}-gen0")
                     arms.append(recursive(role, f"N-{n}", pairs=n, controls=own))
                     arms += [real(role, own[0], pairs=n), gen0(role, own[1], pairs=n)]
+            for name in further(s, role):
+                own = repeated(role, name, population=(name,))
+                arms += [*own, *(replace(own[0], arm=f"{arm}-{name}", **changes) for arm, changes in REPEATED.items())]
     return arms
+
+
+REPEATED = {"subsample": {"keep": "subsample", "anchored": True}, "real-25%": {"real_share": 0.25}}
 
 
 def listed(s: Settings, name: str) -> list[str]:
@@ -219,6 +264,13 @@ def student_generations(s: Settings) -> set[int]:
     return set(numbers(s, "student_generations", 1)) if s.students else set()
 
 
+def has_students(s: Settings, seed: int, generation: int) -> bool:
+    """Whether fresh base models are trained on the data of a generation of a chain: they are costly, and in claim C5
+    arms are the units, so the first seeds will do."""
+    within = not s.student_seeds or seed - s.first_seed < s.student_seeds
+    return within and generation in student_generations(s)
+
+
 # The notebooks, in the order in which they run. Those without arms read the tables of the others.
 EXPERIMENTS: dict[str, Callable[[Settings], list[Protocol]] | None] = {
     "01_variance": variance,
@@ -230,6 +282,10 @@ EXPERIMENTS: dict[str, Callable[[Settings], list[Protocol]] | None] = {
     "07_claims": None,
 }
 
+# The order where time is short: first collapse itself, and the controls that the others share; then who should label,
+# and what helps; last the grids and populations of C4 and C6, which cost most for each claim.
+PRIORITY = ("01_variance", "04_relabeling", "06_remedies", "02_decoding_budget", "03_diversity")
+
 
 def arms_of(experiment: str, settings: Settings) -> list[Protocol]:
     """The protocols of an experiment, or those whose arm is named in the setting `arms` and whose role in `roles`.
@@ -238,7 +294,7 @@ def arms_of(experiment: str, settings: Settings) -> list[Protocol]:
     if make is None:
         return []
     protocols = make(settings)
-    student_generations(settings)  # refused now if it is wrong
+    student_generations(settings), further(settings, ROLES[0])  # refused now if one is wrong
     if settings.arms:
         # Any arm can be asked for by name, also one that this profile leaves out.
         protocols = list({(p.roles, p.arm): p for p in (*protocols, *make(replace(settings, grid="full")))}.values())
@@ -271,3 +327,53 @@ def _possible(protocols: list[Protocol], s: Settings) -> list[Protocol]:
         if p.trains:
             p.parts(p.pairs or s.pairs)
     return protocols
+
+
+# ---- seeds
+
+
+def seeds_of(experiment: str, protocol: Protocol, settings: Settings) -> range:
+    """The seeds of an arm: `seeds_primary` many if a primary contrast of C1 to C7 or Q1 rests on it,
+    `seeds_exploratory` if no contrast that has a verdict does, else `seeds`. A control has as many as any arm that it
+    is read with, for contrasts are paired by seed."""
+    first, s = settings.first_seed, settings
+    if not (s.seeds_primary or s.seeds_exploratory):
+        return range(first, first + s.seeds)
+    # of the whole grid, so that a run of some arms has the seeds of a run of all
+    counts = _seed_counts(experiment, replace(s, grid="full", arms="", roles=""))
+    return range(first, first + counts[protocol.roles, protocol.arm])
+
+
+@cache
+def _seed_counts(experiment: str, s: Settings) -> dict[tuple, int]:
+    """How many seeds each arm of an experiment has, by (roles, arm)."""
+    primary, exploratory = s.seeds_primary or s.seeds, s.seeds_exploratory or s.seeds
+    arms = {(p.roles, p.arm): p for p in EXPERIMENTS[experiment](s)}
+    counts = dict.fromkeys(arms, exploratory)
+    read_with = {(key, (p.roles, control)) for key, p in arms.items() for control in p.controls}
+    controls = {control for _, control in read_with}
+    for claim, modality, names, part in _contrasts_of(experiment, arms.values()):
+        among = [key for key, p in arms.items() if p.arm in names and modality in p.modalities]
+        # Q2 asks about 15 remedies a role: five seeds decide, and ten would cost most of the study
+        most = primary if part == "primary" and claim.startswith(("C", "Q1")) else s.seeds
+        counts |= {key: max(counts[key], most) for key in among}
+        read_with |= {(key, control) for key in among for control in controls.intersection(among)}
+    while raised := {control: counts[key] for key, control in read_with if counts[control] < counts[key]}:
+        counts |= raised  # and again, for controls have controls
+    return counts
+
+
+def _contrasts_of(experiment: str, protocols) -> Iterator[tuple[str, str, set[str], str]]:
+    """(claim, modality, arms, part) of every contrast of the claims about an experiment that has a verdict."""
+    import pandas as pd
+
+    from mmcollapse.claims import Contrast, all_claims, resolve  # here, for it imports much
+
+    table = pd.DataFrame([(p.arm, m) for p in protocols for m in p.modalities], columns=["arm", "modality"])
+    for claim in all_claims():
+        if claim.experiments[0] == experiment:
+            for part in claim.contrasts:
+                if isinstance(part, Contrast) and part.part != "exploratory":
+                    found, _ = resolve(part, table)
+                    if found is not None:
+                        yield claim.id, part.endpoint.modality, {t.arm for t in found.terms}, part.part

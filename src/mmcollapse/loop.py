@@ -78,6 +78,7 @@ class Model:
         self.parameters = adapter.trainable()
         self.initial = {name: p.detach().clone() for name, p in self.parameters.items()}
         method = settings.method + (str(settings.rank) if settings.method == "lora" else "")
+        self.recorded: dict = {}  # training steps (see train.train)
         self.base = Weights(f"{adapter.digest}/{method}")
         self.holds = self.base.digest
 
@@ -113,10 +114,10 @@ class Study:
     copied: tuple[str, ...] = ()
     errors: dict[tuple, dict[str, float]] = field(default_factory=dict)
 
-    def recipe(self, role: str, times: int = 1) -> Recipe:
-        """times: of the setting `steps`."""
+    def recipe(self, role: str, times: int = 1, rate: float = 1.0) -> Recipe:
+        """times: of the setting `steps`; rate: times the learning rate of the settings."""
         s = self.settings
-        lr = {"generator": s.lr_generator, "captioner": s.lr_captioner}[role]
+        lr = rate * {"generator": s.lr_generator, "captioner": s.lr_captioner}[role]
         return Recipe(times * s.steps, s.batch, lr, s.warmup, method=s.method, rank=s.rank, dtype=s.dtype)
 
     def computing(self) -> dict:
@@ -156,7 +157,9 @@ def run_chain(study: Study, protocol: Protocol, seed: int, measure: Callable) ->
             sets = _training_sets(study, protocol, history, seed, g)
             study.say(f"{protocol.name} seed {seed}", g, "fine-tuning")
             weights = weights | {
-                m: finetune(study, m, _start(study, protocol, m, weights), sets[m], seed, g, _times(protocol, g))
+                m: finetune(
+                    study, m, _start(study, protocol, m, weights), sets[m], seed, g, _times(protocol, g), protocol.rate
+                )
                 for m in sets
             }
             if protocol.arm in study.copied:
@@ -395,11 +398,13 @@ def finetune(
     seed: int,
     generation: int,
     times: int = 1,
+    rate: float = 1.0,
     student: int = -1,
 ) -> Weights:
-    """Train `start` on `pairs` with fresh optimiser state, `times` the steps of the settings; the trainable weights go
-    to the store in float32. student: number of a fresh base model that is trained only to see how robust they are."""
-    recipe, model = study.recipe(member.role, times), study.models[member.model]
+    """Train `start` on `pairs` with fresh optimiser state, `times` the steps and `rate` times the learning rate of the
+    settings; the trainable weights go to the store in float32. student: number of a fresh base model that is trained
+    only to see how robust they are."""
+    recipe, model = study.recipe(member.role, times, rate), study.models[member.model]
     # clones and students have batches and noise of their own
     own = ([f"clone {member.copy}"] if member.copy else []) + ([f"student {student}"] if student >= 0 else [])
     inputs = {
@@ -418,7 +423,8 @@ def finetune(
         model.holds = ""  # whatever happens in training, the adapter no longer holds `start`
         data = adapter.encode(images, captions)
         key = ("finetune", member.role, seed, generation, *own)
-        losses = train(adapter.loss, list(model.parameters.values()), data, adapter.draw, recipe, key)
+        values = list(model.parameters.values())
+        losses = train(adapter.loss, values, data, adapter.draw, recipe, key, recorded=model.recorded)
         state = {name: p.detach().float().cpu().contiguous() for name, p in model.parameters.items()}
         save_file(state, folder / "weights.safetensors")
         digest = digest_arrays({name: t.numpy() for name, t in state.items()})

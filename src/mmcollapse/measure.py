@@ -16,6 +16,7 @@ import numpy as np
 
 from mmcollapse.digests import digest_arrays, digest_of
 from mmcollapse.errors import MMCollapseError
+from mmcollapse.kept import keep
 from mmcollapse.loop import Pairs, Study, Weights, prompts
 from mmcollapse.metrics import alignment as align
 from mmcollapse.metrics import captions as text
@@ -32,7 +33,7 @@ from mmcollapse.worlds.grammar import parse
 from mmcollapse.worlds.scenes import NUISANCE
 
 GROUPS = {"truth": 2, "features": 2, "pixels": 1, "alignment": 2, "words": 3, "caption features": 1, "perplexity": 1}
-GROUPS |= {"real": 1, "samples": 1, "set": 2}
+GROUPS |= {"real": 2, "samples": 1, "set": 2}
 # The settings that a group's scores depend on beside the measured set: which real pictures it is compared with.
 SIZES = {group: ("prompts", "noises") for group in ("truth", "features", "pixels")}
 SHOWN = 8  # samples a set that are kept for figures
@@ -102,26 +103,29 @@ class Instruments:
         return self.sample("test", s.prompts * s.noises).images
 
     def real_features(self, space: str) -> np.ndarray:
-        """Features (n, d) of `real_images`, kept in the store by content: all chains compare with the same."""
-        if ("features", space) not in self._drawn:
-            inputs = self.reference(SIZES["features"]) | {
-                "metric": "real",
-                "metric version": GROUPS["real"],
-                "of": "real pictures",
-            }
+        """Features (n, d) of `real_images`."""
+        return self._of_real(
+            space, {"instrument": self.digests[space]}, lambda: self.spaces[space].images(self.real_images)
+        )
+
+    @property
+    def real_spectrum(self) -> np.ndarray:
+        return self._of_real("spectrum", {}, lambda: image.spectrum(self.real_images))
+
+    def _of_real(self, what: str, by: dict, compute) -> np.ndarray:
+        """An array that describes real pictures, kept in the store by content: all chains compare with the same, and to
+        draw the pictures again takes seconds."""
+        if ("real", what) not in self._drawn:
+            inputs = {"metric": "real", "metric version": GROUPS["real"], "of": f"real pictures: {what}"}
 
             def make(folder):
-                features = self.spaces[space].images(self.real_images)
-                np.save(folder / "features.npy", features)
-                return {"digest": digest_arrays({"features": features})}
+                array = compute()
+                np.save(folder / "array.npy", array)
+                return {"digest": digest_arrays({"array": array})}
 
-            item = self.study.store.make("scores", inputs | {"instrument": self.digests[space]}, make)
-            self._drawn["features", space] = np.load(item.files() / "features.npy")
-        return self._drawn["features", space]
-
-    @cached_property
-    def real_spectrum(self) -> np.ndarray:
-        return image.spectrum(self.real_images)
+            item = self.study.store.make("scores", inputs | self.reference(SIZES["features"]) | by, make)
+            self._drawn["real", what] = np.load(item.files() / "array.npy")
+        return self._drawn["real", what]
 
     def reference(self, sizes: tuple[str, ...]) -> dict:
         """What scores are relative to: the real test set, its sizes, and the device that measures."""
@@ -129,14 +133,19 @@ class Instruments:
         known = {"world": self.study.world.digest, "device": self.study.device}
         return known | {"sizes": {name: getattr(s, name) for name in sizes}}
 
-    @cached_property
+    @property
     def real_nuisance(self) -> dict[str, tuple[float, int]]:
         """Within-prompt variance of each nuisance factor in real pictures of the prompts, read by the same oracle."""
-        noises = self.study.settings.noises
-        redrawn = flat(self.study.world.redraw(self.prompts.scenes, noises))
-        repeated = [s for s in self.prompts.scenes for _ in range(noises)]
-        reading = self.oracle.read(redrawn)
-        return truth.within_prompt_variance(reading, repeated, noises)
+
+        def compute():
+            noises = self.study.settings.noises
+            redrawn = flat(self.study.world.redraw(self.prompts.scenes, noises))
+            repeated = [s for s in self.prompts.scenes for _ in range(noises)]
+            found = truth.within_prompt_variance(self.oracle.read(redrawn), repeated, noises)
+            return np.array([found[name] for name in NUISANCE])
+
+        values = self._of_real("nuisance", {"instrument": self.digests["oracle"]}, compute)
+        return {name: (float(value), int(n)) for name, (value, n) in zip(NUISANCE, values, strict=True)}
 
 
 def flat(pictures: np.ndarray) -> np.ndarray:
@@ -259,6 +268,7 @@ def _score_pictures(study, tools, makers: Makers, real, noises, guidance, subset
         for name in tools.reading:
             rows.add(name, scored("alignment", name, lambda n=name: alignment_scores(scored.seen(n), scored.read(n))))
         scored.samples(np.arange(0, len(captions), noises)[:SHOWN], captions)
+        keep(tools, scored, rows.common, noises)
     scored.done()
     return rows.rows
 
@@ -387,6 +397,7 @@ def _score_captions(study, tools, makers: Makers, real, decoding, measurement, s
             rows.add(name, found)
             rows.add(name, scored("alignment", name, lambda n=name: alignment_scores(scored.seen(n), scored.read(n))))
         scored.samples(np.arange(min(SHOWN, len(real.images))), [five[0] for five in real.captions])
+        keep(tools, scored, rows.common)
     scored.done()
     return rows.rows
 

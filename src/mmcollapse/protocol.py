@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from mmcollapse.errors import MMCollapseError
 
@@ -37,7 +38,7 @@ class Protocol:
     anchored: real pairs of the prompts are the first of what accumulates.
     real_share: share of the pairs that are real, 0 to 1; real_fresh: new ones every generation; real_only: the others
         are left out.
-    pairs: number of pairs; 0 is the setting `pairs`. compute: times the steps.
+    pairs: number of pairs; 0 is the setting `pairs`. compute: times the steps. rate: times the learning rate.
     controls: arms of the same roles that this one cannot be read without.
     """
 
@@ -61,6 +62,7 @@ class Protocol:
     real_only: bool = False
     pairs: int = 0
     compute: int = 1
+    rate: float = 1.0
     noise_like: str = ""
     controls: tuple[str, ...] = ("real", "gen0")
 
@@ -94,6 +96,8 @@ class Protocol:
             self._refuse("noise_like", "captions='noised' needs the arm whose errors it copies, and nothing else does")
         if self.pairs < 0 or self.compute < 1:
             self._refuse("pairs" if self.pairs < 0 else "compute", "must be positive")
+        if not 0 < self.rate < inf:
+            self._refuse("rate", "must be positive")
 
     def _refuse(self, name: str, why: str):
         raise MMCollapseError(f"{name}={getattr(self, name)!r} of arm {self.arm!r}: {why}")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from mmcollapse.claims import say
 from mmcollapse.errors import MMCollapseError
-from mmcollapse.experiments import EXPERIMENTS, arms_of, listed
+from mmcollapse.experiments import EXPERIMENTS, arms_of, listed, seeds_of
 from mmcollapse.protocol import ROLES
 from mmcollapse.settings import ROOT, Settings, load_settings
 from mmcollapse.stats import SEEDS_NEEDED
@@ -145,8 +145,8 @@ def resume(settings: Settings, only: str = "") -> str:
 def _work(name: str, settings: Settings) -> int:
     """Model-generations that an experiment trains, at most."""
     zoo = {role: tuple(listed(settings, f"{role}s")) for role in ROLES}
-    trained = [m for p in arms_of(name, settings) for m in p.members(zoo) if m.role in p.trains]
-    return len(trained) * settings.generations * settings.seeds
+    arms = [(p, len(seeds_of(name, p, settings))) for p in arms_of(name, settings)]
+    return settings.generations * sum(n * sum(m.role in p.trains for m in p.members(zoo)) for p, n in arms)
 
 
 class Job:

@@ -31,10 +31,13 @@ class Settings:
         "generator"  # comma-separated: folders in `models`, or paths of your own; the first is the default
     )
     captioners: str = "captioner"  # the same for captioners; only 03_diversity uses more than the first
+    further: str = ""  # names of base models on which the full grids of 01 and 06 are repeated; "" is none
     arms: str = ""  # comma-separated arms; "" is all of the experiment
     roles: str = ""  # "generator" or "captioner": only the arms of these; "" is both
     grid: str = "corners"  # how many arms: "full", or the "corners" that show the phenomenon
     seeds: int = 1  # chains an arm
+    seeds_primary: int = 0  # of arms of a primary contrast of C1 to C7 and Q1; 0: as many as `seeds`
+    seeds_exploratory: int = 0  # of arms that no verdict needs; 0: as many as `seeds`
     first_seed: int = 0  # seeds are first_seed, first_seed + 1, ...
     generations: int = 3
     # where things go
@@ -67,6 +70,7 @@ class Settings:
     )
     students: int = 1  # fresh base models trained on a generation's data: how robust is it? 0: none
     student_generations: str = "1,3,5,8,10"  # the generations whose data they are trained on
+    student_seeds: int = 0  # only on the data of an arm's first so many seeds; 0: of all
     spaces: str = "judge,judge-2"  # feature spaces, comma-separated: judge, judge-2, inception, clip, dino
     instruments: str = ""  # folder of inception/, clip/ and dino/; "" is data/models/instruments
     # the values of what an experiment varies, comma-separated
@@ -136,6 +140,8 @@ class Settings:
 _KIND = {"str": "a text", "int": "a whole number", "float": "a number"}
 _RANGES = {
     "seeds": (1, 1000),
+    "seeds_primary": (0, 1000),
+    "seeds_exploratory": (0, 1000),
     "first_seed": (0, 10**6),
     "generations": (1, 100),
     "pairs": (2, 10**6),
@@ -153,6 +159,7 @@ _RANGES = {
     "noises": (2, 1000),
     "probes": (2, 10**5),
     "students": (0, 1000),
+    "student_seeds": (0, 1000),
     "captions": (2, 10**5),
     "compute_batch": (1, 10**5),
 }
@@ -175,7 +182,7 @@ def profiles() -> list[str]:
 
 def load_settings(profile: str, experiment: str = "", **changes) -> Settings:
     """Settings of a profile with changes on top; a change of None means "from the profile". What a profile says of one
-    experiment (a table of its name) comes before what it says of all."""
+    experiment (a table of its name) comes before what it says of all. A change of `seeds` is one for all arms."""
     from mmcollapse.experiments import EXPERIMENTS  # here, for it imports this module
 
     path = PROFILES / f"{profile}.toml"
@@ -194,7 +201,10 @@ def load_settings(profile: str, experiment: str = "", **changes) -> Settings:
         if name not in known:
             named = ", ".join(sorted(known))
             raise MMCollapseError(f"setting {name}={value!r} is unknown; settings are {named}")
-    values |= tables.get(experiment, {}) | changes
+    values |= tables.get(experiment, {})
+    if "seeds" in changes:  # asked for by hand: of every arm, whatever rests on it
+        values |= {"seeds_primary": 0, "seeds_exploratory": 0}
+    values |= changes
     return Settings(**values | {"profile": profile})
 
 

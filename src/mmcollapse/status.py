@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mmcollapse.experiments import arms_of
+from mmcollapse.experiments import arms_of, seeds_of
 from mmcollapse.figures import FIGURES
 from mmcollapse.settings import Settings, as_dict
 from mmcollapse.store import KINDS, Store
@@ -26,24 +26,27 @@ def status(settings: dict[str, Settings]) -> str:
             items = store.items() if Path(store.root).is_dir() else []
             counts = ", ".join(f"{sum(i.kind == kind for i in items):,} {kind}" for kind in KINDS)
             lines += [f"profile {s.profile}; store {store.root}: {counts}"]
-        plan = f"{s.seeds} seed{'s' * (s.seeds > 1)}, generations 0-{s.generations}"
         protocols = arms_of(name, s)
+        seeds = {p: seeds_of(name, p, s) for p in protocols}
+        many = sorted({*map(len, seeds.values())})
+        counts = " to ".join(map(str, dict.fromkeys(many[:1] + many[-1:])))
+        plan = f"{counts} seed{'s' * (counts != '1')}, generations 0-{s.generations}"
         lines += ["", name + (f": {plan}" if protocols else ""), *_files(name, s), *_other_settings(name, s)]
         path, progress = s.results_folder / f"{name}.parquet", progress_path(s.results_folder, name)
         table = read_table(path) if path.is_file() and protocols else None
         reached = json.loads(progress.read_text()) if progress.is_file() and items else {}
-        seeds = range(s.first_seed, s.first_seed + s.seeds)
-        total, all_done = (s.generations + 1) * len(seeds), _made(name, s)[0].is_file()
+        all_done = _made(name, s)[0].is_file()
         for p in protocols:
             have = set()
             if table is not None:
                 rows = table[(table.arm == p.arm) & (table.modality == p.modalities[0])]
                 have = set(zip(rows.seed, rows.generation, strict=True))
-            lacks = [(k, g) for k in seeds for g in range(s.generations + 1) if (k, g) not in have]
+            total = (s.generations + 1) * len(seeds[p])
+            lacks = [(k, g) for k in seeds[p] for g in range(s.generations + 1) if (k, g) not in have]
             line = f"  {p.name:<44} in the table {total - len(lacks):>3} of {total}"
             if lacks:
                 all_done = False
-                done = sum(min(reached.get(f"{p.name} seed {k}", -1), s.generations) + 1 for k in seeds)
+                done = sum(min(reached.get(f"{p.name} seed {k}", -1), s.generations) + 1 for k in seeds[p])
                 line += f", measured in the store {done:>3}; missing: seed {lacks[0][0]} generation {lacks[0][1]}"
                 line += " and later" * (len(lacks) > 1)
             lines.append(line)

@@ -9,11 +9,8 @@ from math import nan
 import pandas as pd
 
 from mmcollapse.disk import write_whole
-from mmcollapse.errors import StoreFull, TrainingDiverged
-from mmcollapse.experiment import Progress, open_study
+from mmcollapse.experiment import Chain, Progress
 from mmcollapse.experiments import real
-from mmcollapse.loop import run_chain
-from mmcollapse.measure import measure_member
 from mmcollapse.settings import Settings
 from mmcollapse.stats import late_generations
 
@@ -25,46 +22,30 @@ DECIDES = {"generator": "guidance 1", "captioner": "greedy"}  # the measurement 
 COLUMNS = ["role", "learning_rate", "steps", "seed", "generation", "measurement", "metric", "value", "n", "hash"]
 
 
-def sweep(settings: Settings) -> pd.DataFrame:
-    """Run the grid and write RESULTS/00_recipe.parquet: a row a value, columns COLUMNS, metric all_right on test
-    prompts at generation 0 and the late generations. A chain that diverged has one more row, with the value NaN."""
-    study, tools = open_study(settings)
-    grid = [(role, rate, steps) for role in DECIDES for rate in RATES for steps in STEPS]
-    progress, rows = Progress(len(grid) * len(SEEDS), settings.generations), []
-    noted = settings.results_folder / "00_recipe.progress.json"
-    look = {0, *late_generations(settings.generations)}
-    for role, rate, steps in grid:
-        lr = rate * getattr(settings, f"lr_{role}")
-        study.settings = replace(settings, steps=max(1, round(steps * settings.steps)), **{f"lr_{role}": lr})
-        study.say = lambda chain, g, stage, at=f", rate {lr:g}, {study.settings.steps} steps": progress.stage(
-            chain + at, g, stage
-        )
-        protocol = real(role)
-        for seed in SEEDS:
-            common = {
-                "role": role,
-                "learning_rate": lr,
-                "steps": study.settings.steps,
-                "seed": seed,
-                "metric": "all_right",
-            }
-
-            def measure(weights, g, sets, seed=seed, common=common, protocol=protocol):
-                if g in look:
-                    ((member, held),) = weights.items()
-                    found = measure_member(study, tools, protocol, member, held, seed, g)
-                    found = [r for r in found if r["metric"] == "all_right" and r["subset"] == "test"]
-                    rows.extend({k: r[k] for k in COLUMNS if k in r} | common | {"generation": g} for r in found)
-                progress.generation(f"{common['role']} {common['learning_rate']:g} {seed}", g, noted)
-
-            try:
-                study.retire(run_chain(study, protocol, seed, measure))
-            except StoreFull:
-                raise
-            except TrainingDiverged as error:
-                print(f"FAILED: {error}", flush=True)
-                rows.append(common | {"generation": -1, "measurement": DECIDES[role], "value": nan, "n": 0, "hash": ""})
+def sweep(settings: Settings, pool) -> pd.DataFrame:
+    """Run the grid on a pool.Pool and write RESULTS/00_recipe.parquet: a row a value, columns COLUMNS, metric all_right
+    on test prompts at generation 0 and the late generations. A chain that ended early has one more row, with the value
+    NaN."""
+    look, chains, rows = {0, *late_generations(settings.generations)}, [], []
+    for role in DECIDES:
+        for rate in RATES:
+            for steps in STEPS:
+                changes = {f"lr_{role}": rate * getattr(settings, f"lr_{role}"), "students": 0, "measure": "brief"}
+                own = replace(settings, steps=max(1, round(steps * settings.steps)), **changes)
+                chains += [Chain("00_recipe", real(role), seed, own) for seed in SEEDS]
+    progress = Progress(len(chains), settings.generations)
+    for done in pool.run(chains):
+        (role,), own = done.chain.protocol.roles, done.chain.settings
+        common = {"role": role, "learning_rate": getattr(own, f"lr_{role}"), "steps": own.steps}
+        common |= {"seed": done.chain.seed, "metric": "all_right"}
+        progress.chain(f"{done.chain.name}, rate {common['learning_rate']:g}, {own.steps} steps", done.seconds)
+        found = [r for r in done.rows if r["metric"] == "all_right" and r["subset"] == "test" and r["model"] != "set"]
+        rows += [{k: r[k] for k in COLUMNS if k in r} | common for r in found if r["generation"] in look]
+        if done.failure:
+            print(f"FAILED: {done.failure}", flush=True)
+            rows.append(common | {"generation": -1, "measurement": DECIDES[role], "value": nan, "n": 0, "hash": ""})
     table, buffer = pd.DataFrame(rows, columns=COLUMNS), io.BytesIO()
+    table = table.sort_values(COLUMNS[:6], ignore_index=True)
     table.to_parquet(buffer, index=False)
     settings.results_folder.mkdir(parents=True, exist_ok=True)
     write_whole(settings.results_folder / "00_recipe.parquet", buffer.getvalue())

@@ -96,7 +96,8 @@ def verdicts(tables: Mapping[str, pd.DataFrame], found: pd.DataFrame | None) -> 
             why = f"no verdict: {error}"
         if why:
             row = {"claim": claim.id, "contrast": EVERY, "part": "primary", "verdict": why, "seeds": 0}
-            frame = pd.DataFrame([row | {"experiment": ", ".join(claim.experiments)}], columns=claims.COLUMNS)
+            row |= {"experiment": ", ".join(claim.experiments), "general": "not tested"}
+            frame = pd.DataFrame([row], columns=claims.COLUMNS)
         hashes = {str(h) for name in claim.experiments if name in tables for h in whole[name].claims.unique()}
         frames.append(frame.astype(_TYPES).assign(table_claims=", ".join(sorted(hashes))))
     return claims.void(pd.concat(frames, ignore_index=True), found)
@@ -240,7 +241,8 @@ def _claims(read: dict[str, _Profile], settings: Settings) -> list[str]:
             whole = rows[rows.contrast == EVERY].iloc[0]
             parts = [_effect(row) for row in rows[rows.contrast != EVERY].itertuples()]
             seeds = "" if whole.verdict.startswith("not run") else str(whole.seeds)
-            cells += ["<br>".join(part for part in parts if part), seeds, _loud(whole.verdict)]
+            verdict = _loud(whole.verdict) + claims.reach(whole.verdict, whole.general)
+            cells += ["<br>".join(part for part in parts if part), seeds, verdict]
         links = [link for profile in read if (link := _link(claim.figure, profile, settings))]
         lines.append(f"| {' | '.join([*cells, ' '.join(links)])} |")
     return lines

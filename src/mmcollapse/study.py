@@ -1,0 +1,43 @@
+"""A whole study without notebooks: the chains of all experiments in one queue, by priority, many at once, as many as
+there is time for. What earlier runs have finished is taken over from their tables."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from mmcollapse.errors import MMCollapseError
+from mmcollapse.experiment import Progress, Run
+from mmcollapse.pool import Pool
+from mmcollapse.settings import Settings
+
+WRITTEN = 90  # seconds after which tables are written again: what is cut off has lost no more
+
+
+def run_study(settings: dict[str, Settings], pool: Pool, before: Path | None = None) -> list[str]:
+    """Run the chains of the experiments in `settings`, in that order, and write their tables (see experiment.Run).
+    before: a folder of tables whose chains are taken over. Returns what failed, a line each."""
+    kept, problems = {}, []
+    runs = {name: Run(name, s, before, kept) for name, s in settings.items()}
+    for run in runs.values():
+        run.measure_world()
+        done = len(run.chains) - len(run.todo)
+        print(f"{run.experiment}: {len(run.chains)} chains, {done} of them done by earlier runs", flush=True)
+    progress = Progress(sum(len(run.todo) for run in runs.values()), max(s.generations for s in settings.values()))
+    written, changed = time.monotonic(), set()
+    for done in pool.run([chain for run in runs.values() for chain in run.todo]):
+        runs[done.chain.experiment].add(done)
+        progress.chain(f"{done.chain.experiment} {done.chain.name}", done.seconds)
+        changed.add(done.chain.experiment)
+        if time.monotonic() - written > WRITTEN:
+            for name in changed:
+                runs[name].write({})
+            written, changed = time.monotonic(), set()
+    for run in runs.values():
+        try:
+            run.finish(progress.seconds)
+        except MMCollapseError as error:
+            problems.append(str(error))
+            print(f"mmcollapse: {error}", file=sys.stderr)
+    return problems

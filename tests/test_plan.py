@@ -1,0 +1,143 @@
+"""The plan: its counts are those of a run."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from mmcollapse import plan as plan_module
+from mmcollapse.__main__ import main
+from mmcollapse.experiment import open_study
+from mmcollapse.experiments import PRIORITY, arms_of, seeds_of
+from mmcollapse.plan import COLUMNS, Counting, count, plan
+from mmcollapse.settings import load_settings
+from mmcollapse.store import Item, Store
+
+
+def settings(profile="smoke", names=PRIORITY, **changes):
+    return {name: load_settings(profile, name, **changes) for name in names}
+
+
+@pytest.fixture(scope="module")
+def counted():
+    return count(settings())
+
+
+def of_store(store: Store, until: str) -> Counter:
+    """What a run put into a store until then, of what a plan counts."""
+    found = Counter()
+    for item in store.items():
+        inputs = item.inputs
+        if item.manifest["made_at"] > until:
+            continue  # by another test, on the same store
+        if item.kind == "weights":
+            _, _, role, *own = inputs["seed"]
+            found["students" if "student" in str(own) else "model-generations"] += 1
+            what = {"generator": "pictures trained on", "captioner": "captions trained on"}[role]
+            found[what] += inputs["recipe"]["steps"] * inputs["recipe"]["batch"]
+        elif item.kind == "pairs" and inputs.get("noise") == "measure":
+            found["pictures measured" if "prompts" in inputs else "captions measured"] += item.facts["n"]
+        elif item.kind == "pairs" and inputs["seed"][2] != "oracle":
+            found[{"generator": "pictures made", "captioner": "captions made"}[inputs["seed"][2]]] += item.facts["n"]
+    return found
+
+
+class Known(Counting):
+    """Counts like a plan, over a store in which all is there; so what came out equal there has one name."""
+
+    def __init__(self, store: Store):
+        super().__init__()
+        self.store = store
+
+    def make(self, kind, inputs, maker) -> Item:
+        name = super().make(kind, inputs, maker).name
+        assert (manifest := self.store._read(name)), f"{name} was planned and not made: {inputs}"
+        return Item(self.store, manifest)
+
+
+def test_a_plan_counts_what_a_run_does(smoke, counted, monkeypatch):
+    results, store = smoke.folder / "results", Store(smoke.folder / "runs")
+    until = max(json.loads((results / f"{name}.json").read_text())["made_at"] for name in PRIORITY)
+    made = of_store(store, until)
+    assert set(made) == set(COLUMNS) - {"arms", "chains", "rows"}
+    total = sum(counted.values(), Counter())
+    for name, number in made.items():
+        # two training steps change little: some captions come out as those of the generation before, and are shared
+        assert 0.8 * total[name] <= number <= total[name]
+    assert made["pictures made"] == total["pictures made"]
+    for name in PRIORITY:
+        assert counted[name]["rows"] == len(pd.read_parquet(results / f"{name}.parquet"))
+
+    def opened(settings, protocols, counting):
+        study, tools = open_study(settings, protocols)
+        study.store = counting
+        return study, tools
+
+    monkeypatch.setattr(plan_module, "Counting", lambda: Known(store))
+    monkeypatch.setattr(plan_module, "_open", opened)
+    again = sum(count(settings()).values(), Counter())
+    assert {name: again[name] for name in made} == made  # exactly
+
+
+def test_experiments_come_by_priority_with_their_arms_and_chains(counted):
+    assert list(counted) == list(PRIORITY)
+    for name, s in settings().items():
+        assert counted[name]["arms"] == counted[name]["chains"] == len(arms_of(name, s))
+    more = count(settings(seeds=3))
+    for name, counts in counted.items():
+        for what in ("chains", "model-generations", "students", "pictures made", "captions trained on"):
+            assert more[name][what] == 3 * counts[what]  # seeds share nothing of these
+        assert more[name]["pictures measured"] <= 3 * counts["pictures measured"]
+    both = [c["01_variance"]["pictures measured"] for c in (counted, more)]
+    assert both[1] == 3 * both[0] - 2 * (2 * 3 * 2 + 2 * 4)  # but generation 0: two guidances, withheld and uniform
+
+
+def test_what_is_shared_is_counted_once(counted):
+    """And once more where something keeps it from being shared."""
+    alone = count(settings(names=["06_remedies"]))["06_remedies"]
+    # both roles: two generations of *recursive* and *real*, and the second of *gen0*, whose first is the recursive one
+    assert alone["model-generations"] - counted["06_remedies"]["model-generations"] == 2 * (2 + 2 + 1)
+    apart = settings()
+    apart["06_remedies"] = replace(apart["06_remedies"], lr_generator=3e-4, lr_captioner=3e-4)
+    assert count(apart)["06_remedies"]["model-generations"] == alone["model-generations"]
+    # what generation 0 makes is still the others'
+    assert count(apart)["06_remedies"]["pictures made"] < alone["pictures made"]
+
+
+def test_populations_of_2_and_4_are_a_part_of_their_own():
+    zoo = {"generators": "a,b,c", "captioners": "d,e,f", "populations": "1,2,3"}
+    pools = count(settings(names=["03_diversity"], **zoo))
+    assert list(pools) == ["03_diversity", "03_diversity, pools of 2 and 4"]
+    last = pools["03_diversity, pools of 2 and 4"]
+    assert last["arms"] == 6 and last["model-generations"] == 6 * 2 * 2  # two models, two generations
+    assert last["pictures made"] == 3 * 2 * 8 and last["students"] == 6 * 2
+
+
+def test_the_plan_of_the_study():
+    """Of two generations, which take a fifth of the time."""
+    study = settings("study", generations=2, student_generations="1")
+    parts = count(study)
+    for name, s in study.items():
+        own = [counts for part, counts in parts.items() if part.startswith(name)]
+        protocols = arms_of(name, s)
+        assert sum(c["arms"] for c in own) == len(protocols)
+        assert sum(c["chains"] for c in own) == sum(len(seeds_of(name, p, s)) for p in protocols)
+        students = sum(2 * len(p.trains) for p in protocols)  # one generation of two seeds
+        assert 0 < sum(c["students"] for c in own) <= students
+    assert list(parts)[-1] == "03_diversity, pools of 2 and 4"
+
+
+def test_the_plan_as_text(counted, capsys):
+    text = plan(settings())
+    head, rows = text.splitlines()[:2], text.split("\n\n")[0].splitlines()[2:]
+    assert [row.split()[0] for row in rows] == [*PRIORITY, "all"]
+    assert len({len(row) for row in (*head, *rows)}) == 1
+    numbers = [[int(cell.replace(",", "")) for cell in row.split()[1:]] for row in rows]
+    assert numbers[:-1] == [[counts[name] for name in COLUMNS] for counts in counted.values()]
+    assert numbers[-1] == [sum(column) for column in zip(*numbers[:-1], strict=True)]
+    assert main(["plan", "--profile", "smoke"]) == 0
+    assert capsys.readouterr().out == text + "\n"
+    assert main(["plan", "--profile", "smoke", "--only", "06_remedies"]) == 0
+    assert "01_variance" not in capsys.readouterr().out

@@ -1,0 +1,110 @@
+"""Chains side by side: the same tables as one by one, whatever dies, and in pieces."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pandas as pd
+import psutil
+import pytest
+
+from mmcollapse.__main__ import main
+from mmcollapse.errors import MMCollapseError
+from mmcollapse.experiment import Chain
+from mmcollapse.experiments import arms_of
+from mmcollapse.pool import Pool, cost, open_pool
+from mmcollapse.settings import load_settings
+from mmcollapse.store import load_pairs
+
+EXPERIMENT = "04_relabeling"  # which has an arm that copies what another one did
+RUN = [sys.executable, "-m", "mmcollapse", "study", "--profile", "smoke", "--only", EXPERIMENT, "--workers", "2"]
+
+
+def start(folder, *more) -> subprocess.Popen:
+    command = [*RUN, "--runs", str(folder / "runs"), "--results", str(folder / "results"), *more]
+    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def table(folder) -> pd.DataFrame:
+    return pd.read_parquet(folder / "results" / f"{EXPERIMENT}.parquet")
+
+
+def samples(folder, tmp_path):
+    (tmp_path / "s").mkdir(exist_ok=True)
+    (tmp_path / "s" / "pairs.parquet").write_bytes((folder / "results" / f"{EXPERIMENT}.samples.parquet").read_bytes())
+    images, captions, columns = load_pairs(tmp_path / "s")
+    rows = zip(*columns.values(), captions, [image.tobytes() for image in images], strict=True)
+    return sorted(map(repr, rows))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """(folder, output) of a run in which a worker was killed."""
+    folder = tmp_path_factory.mktemp("study")
+    run, lines = start(folder), []
+    for line in run.stdout:
+        lines.append(line)
+        if line.startswith("[1/"):
+            workers = [p for p in psutil.Process(run.pid).children(recursive=True) if "spawn_main" in str(p.cmdline())]
+            assert len(workers) == 2
+            os.kill(workers[0].pid, signal.SIGKILL)
+    assert run.wait() == 0, "".join(lines)
+    return folder, "".join(lines)
+
+
+def test_side_by_side_is_one_by_one_even_if_a_worker_dies(done, smoke, tmp_path):
+    folder, output = done
+    assert re.search(r"^\[10/10\] 04_relabeling generator and captioner ", output, re.M)
+    pd.testing.assert_frame_equal(table(folder), table(smoke.folder))
+    assert samples(folder, tmp_path) == samples(smoke.folder, tmp_path)
+
+
+def test_what_earlier_runs_have_is_taken_over(done, tmp_path):
+    """All but one arm: that alone is run, and the one whose errors it copies."""
+    before, again = done[0], tmp_path / "again"
+    less = tmp_path / "less" / "results"
+    less.mkdir(parents=True)
+    for path in (before / "results").iterdir():
+        (less / path.name).write_bytes(path.read_bytes())
+    part = table(before)
+    part[part.arm != "noised"].to_parquet(less / f"{EXPERIMENT}.parquet", index=False)
+    run = start(again, "--before", str(less))
+    output = run.communicate()[0]
+    assert run.returncode == 0 and "10 chains, 8 of them done by earlier runs" in output, output
+    assert "[2/2] 04_relabeling generator and captioner noised seed 0" in output
+    pd.testing.assert_frame_equal(table(again), table(before))
+    assert samples(again, tmp_path) == samples(before, tmp_path)
+
+
+def test_tables_of_other_settings_are_left_alone(done, tmp_path):
+    run = start(tmp_path, "--before", str(done[0] / "results"), "--set", "steps=3", "--minutes", "0.001")
+    output = run.communicate()[0]
+    assert run.returncode == 0, output
+    assert f"{EXPERIMENT}.parquet: not taken over, it has another steps (" in output
+    assert "10 of 10 chains are left for another run" in output  # there was no time for any
+
+
+def test_no_chain_is_begun_that_would_not_end(monkeypatch):
+    settings = load_settings("study", "06_remedies")
+    arms = [p for p in arms_of("06_remedies", settings) if "generator" in p.roles]
+    chains = {p.arm: Chain("06_remedies", p, 0, settings) for p in arms}
+    assert cost(chains["accumulate"]) > 2 * cost(chains["recursive"])
+    now = 1000.0
+    monkeypatch.setattr("mmcollapse.pool.time.monotonic", lambda: now)
+    pool = Pool(None, until=now + 60)
+    assert pool._fits(chains["accumulate"])  # nothing is known yet
+    pool.pace = 50 / cost(chains["recursive"])
+    assert pool._fits(chains["recursive"]) and not pool._fits(chains["accumulate"])
+    assert Pool(None)._fits(chains["accumulate"])
+
+
+def test_mistakes_are_refused_by_name(capsys, tmp_path):
+    assert main(["study", "--profile", "smoke", "--only", "07_claims"]) == 1
+    assert "only='07_claims': the experiments with chains are 01_variance, " in capsys.readouterr().err
+    assert main(["study", "--profile", "smoke", "--before", str(tmp_path / "none")]) == 1
+    assert "there is no such folder" in capsys.readouterr().err
+    with pytest.raises(MMCollapseError, match="no dask scheduler answers there"):
+        with open_pool(1, False, scheduler="tcp://127.0.0.1:9"):
+            pass
