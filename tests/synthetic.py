@@ -22,6 +22,25 @@ EXPERIMENT = "01_variance"
 GENERATORS = ("recursive", "real", "gen0")
 CAPTIONERS = (*GENERATORS, "recursive-drift", "gen0-drift", "frozen-drift", "frozen-length", "frozen-temperature")
 PACE = {"recursive": 1.0, "real": 0.08, "gen0": 0.35, "recursive-drift": 1.25, "gen0-drift": 0.5}  # loss a generation
+# Repeats of recursive, real and gen0 by role: "fresh" is the arms recursive-fresh, real-fresh, ...; factor on the loss.
+REPEATS = {
+    "generator": {
+        "fresh": 0.9,
+        "restart": 0.5,
+        "lr-half": 0.6,
+        "lr-double": 1.5,
+        "generator-2": 0.8,
+        "generator-pixart": 1.2,
+    },
+    "captioner": {
+        "fresh": 0.9,
+        "restart": 0.5,
+        "lr-half": 0.6,
+        "lr-double": 1.5,
+        "captioner-2": 0.7,
+        "captioner-blip": 0.8,
+    },
+}
 
 # metric: (value at generation 0, change a generation of the recursive arm, spread between seeds, kind of change, space)
 IMAGES = {
@@ -83,9 +102,19 @@ def _move(start: float, by: float, kind: str) -> float:
     return start + by
 
 
-def table(seeds=(0, 1, 2), generations=4, arms=None, guidance="guidance 3", truth=True, n=2000, pairs=500, noise=1.0):
+def table(
+    seeds=(0, 1, 2),
+    generations=4,
+    arms=None,
+    guidance="guidance 3",
+    truth=True,
+    n=2000,
+    pairs=500,
+    noise=1.0,
+    repeats=False,
+):
     """A tidy result table of every arm (or of `arms`) and metric. truth=False: as in world photos, where the metrics
-    against the truth are NaN with a reason. noise: factor on the spread between seeds."""
+    against the truth are NaN with a reason. noise: factor on the spread between seeds. repeats: with REPEATS."""
     rows = []
 
     def add(arm, seed, g, modality, measurement, metric, space, value):
@@ -102,6 +131,9 @@ def table(seeds=(0, 1, 2), generations=4, arms=None, guidance="guidance 3", trut
                 add(arm, seed, g, modality, measurement, metric, space, _move(start, by, kind))
 
     def trained(arm, metric, g):
+        if arm not in PACE:
+            plain, _, kind = arm.partition("-")
+            return trained(plain, metric, g) * next(some[kind] for some in REPEATS.values() if kind in some)
         # recursive and gen0 share generation 1; gen0 then levels off
         return PACE[arm] * g if "recursive" in arm else PACE[arm] * (1 - 0.6**g) * 3
 
@@ -118,6 +150,11 @@ def table(seeds=(0, 1, 2), generations=4, arms=None, guidance="guidance 3", trut
                 chain(arm, seed, "image", measurement, IMAGES, trained)
             for g in range(generations + 1):
                 add(arm, seed, g, "image", "guidance 1", "sampling_floor", "", (1 - 1 / pairs) ** g)
+        for role, kind in [(role, kind) for role, kinds in REPEATS.items() for kind in kinds] if repeats else ():
+            for arm in GENERATORS[: 2 if kind == "restart" else 3]:
+                for measurement in ("guidance 1", guidance) if role == "generator" else ("sampled", "greedy"):
+                    modality, metrics = ("image", IMAGES) if role == "generator" else ("text", TEXTS)
+                    chain(f"{arm}-{kind}", seed, modality, measurement, metrics, trained)
         for arm in CAPTIONERS:
             for measurement in ("sampled", "greedy", "drifting"):
                 if "frozen" in arm and measurement != "drifting":
@@ -140,6 +177,9 @@ def table(seeds=(0, 1, 2), generations=4, arms=None, guidance="guidance 3", trut
     columns = [name for name in COLUMNS if name not in ("model", "claims")]
     frame = to_table([dict(zip(columns, row, strict=True)) for row in rows])
     frame["model"] = frame.modality.map({"image": "generator", "text": "captioner"}).where(frame.seed >= 0, "")
+    for role in ROLES:  # a repeat on another base model is of that model
+        other = frame.arm.str.extract(rf"^(?:recursive|real|gen0)-({role}-.+)$")[0]
+        frame["model"] = other.where(other.notna(), frame.model)
     return frame if arms is None else frame[frame.arm.isin(arms)].reset_index(drop=True)
 
 
@@ -227,6 +267,9 @@ MEASURED = {
 
 
 def _pace(arm: str) -> float:
+    arm = re.sub(
+        r"^(recursive|gen0|subsample|real.*)-(generator|captioner)-.+", r"\1", arm
+    )  # a repeat on another base model
     for pattern, pace in PACES.items():
         if found := re.fullmatch(pattern, arm):
             return pace(float(found.group(1))) if callable(pace) else pace

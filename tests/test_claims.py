@@ -908,7 +908,9 @@ def test_the_figure_of_verdicts(results, tmp_path):
         (results["study"] / f"{name}.parquet").unlink()
     verdict_page.write_page(settings, {"study": results["study"]})
     written = draw(results["study"], tmp_path / "figures", "07_claims")
-    assert [p.name for p in written] == [f"07_claims_verdicts.{ending}" for ending in ("png", "svg", "json")]
+    names = ("overview", "verdicts", "verdicts_others", "remedies", "gates")
+    endings = ("png", "svg", "json")
+    assert [p.name for p in written] == [f"07_claims_{name}.{ending}" for name in names for ending in endings]
     first = written[0].read_bytes()
     draw(results["study"], tmp_path / "figures", "07_claims")
     assert written[0].read_bytes() == first

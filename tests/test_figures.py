@@ -14,11 +14,13 @@ import pytest
 from PIL import Image
 
 import synthetic
-from mmcollapse import figures
+from mmcollapse import claims, figures, gates, verdicts
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.experiments import EXPERIMENTS
-from mmcollapse.figures import ARM_STYLE, FIGURES, draw, house, robustness, styles, variance
+from mmcollapse.figures import ARM_STYLE, FIGURES, draw, house, remedies, robustness, styles, variance
+from mmcollapse.figures import verdicts as verdict_figures
 from mmcollapse.figures.wording import wrong_words
+from mmcollapse.settings import load_settings
 
 SRC = str(Path(figures.__file__).parents[2])
 NAMES = [f"01_variance_{name}" for name in FIGURES["01_variance"]]
@@ -98,6 +100,8 @@ def test_the_sidecar_names_its_files_rows_and_command(drawn, results):
     for name in NAMES:
         record = json.loads((drawn[0] / f"{name}.json").read_text())
         assert record["figure"] == name and record["command"].endswith(f"--only {name}")
+        told = [word for word in ("n =", "seed", "generation") if word not in record["caption"].lower()]
+        assert told == [] and record["n"] and record["seeds"] and 4 in record["generations"], name
         ((source, sha),) = record["sources"].items()
         assert hashlib.sha256(Path(source).read_bytes()).hexdigest() == sha
         if not source.endswith(TABLE):
@@ -272,6 +276,7 @@ def test_a_full_grid_is_drawn_of_the_rows_that_the_sidecar_names(name, five, tmp
     for figure in FIGURES[name]:
         record = json.loads((tmp_path / f"{name}_{figure}.json").read_text())
         assert len(record["sources"]) == 1 and record["rows"], figure
+        assert record["n"] and record["seeds"] and 2 in record["generations"] and "n = " in record["caption"], figure
         if ".samples." in next(iter(record["sources"])):
             continue
         assert "nan" not in (tmp_path / f"{name}_{figure}.svg").read_text()
@@ -340,9 +345,17 @@ def test_robustness_is_drawn_from_the_tables_that_are_there(one, tmp_path):
     assert source.missing == ["01_variance"] and "not there yet: 01_variance" in robustness._about(source)
     chosen = source.chosen("image", 2)
     assert chosen[0] == ("fid", "judge")
-    mine = robustness._left_out(source.tables, "image", chosen).iloc[0]
+    mine = robustness._left_out(source, "image", chosen)[""]
     found = source.correlations("image").set_index(["metric", "space"]).predicts
-    assert [mine[f"{m}, {s}"] for m, s in chosen] == pytest.approx([found[pair] for pair in chosen])
+    assert [rho for rho, _, _ in mine] == pytest.approx([found[pair] for pair in chosen])
+    worst = compute_failures(one, *chosen[0])
+    assert list(source.failures("image", *chosen[0]).arm) == list(worst.arm)
+
+
+def compute_failures(folder, metric, space):
+    from mmcollapse.robustness import failures, read_tables
+
+    return failures(read_tables(folder), "image", metric, space)
 
 
 def test_robustness_without_students_says_so(tmp_path):
@@ -378,3 +391,154 @@ def test_wrong_words_are_those_that_the_grammar_reads_otherwise(caption, prompt,
 
 def test_no_sentence_has_no_wrong_words():
     assert wrong_words("red red red", "a small red dot on a gray wall") is None
+
+
+# ---- every arm, repeats, walls by generation
+
+
+def look(line):
+    """How a line is told from another when printed grey."""
+    return line._unscaled_dash_pattern, line.get_marker(), str(line.get_markerfacecolor())
+
+
+def luminance(line):
+    from matplotlib.colors import to_rgb
+
+    return float(np.dot(to_rgb(line.get_color()), (0.299, 0.587, 0.114)))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_printed_grey_the_lines_of_a_panel_are_told_apart(name, five):
+    """By dashes, marker or its filling; else by a sixth of the way from black to white."""
+    source, compared = figures.open_source(five, name), 0
+    for make in FIGURES[name].values():
+        for ax in make(source).figure.axes:
+            shown = [ln for ln in ax.lines if ln.get_alpha() is None and ln.get_marker() not in ("", "None", None)]
+            shown = [ln for ln in shown if len(ln.get_xdata()) > 1 and ln.get_linestyle() != "None"]
+            for one, other in itertools.combinations(shown, 2):
+                if one.get_color() != other.get_color():
+                    compared += 1
+                    told = look(one) != look(other) or abs(luminance(one) - luminance(other)) > 1 / 6
+                    assert told, (make.__name__, ax.get_title(), one.get_color(), other.get_color())
+    assert compared > 20
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_supplement_leaves_no_arm_out(name, five):
+    source = figures.open_source(five, name)
+    axes = [ax for ax in FIGURES[name]["arms"](source).figure.axes if ax.get_yticks().size]
+    said = {label.get_text() for ax in axes for label in ax.get_yticklabels()}
+    further = styles.FURTHER
+    arms = [arm for arm in source.table.arm.unique() if arm not in figures.REFERENCES and not further.fullmatch(arm)]
+    assert {ARM_STYLE[arm]["label"] for arm in arms} <= said and len(arms) > 7
+    panel = house.Panel("", "", "all_right", "image", "guidance 1", house.plain_arms(source, "image"), "rate")
+    means = house.scalars(source, panel, "late" if name == "06_remedies" else "auc")
+    spots = [line.get_xdata()[0] for line in axes[0].lines if line.get_linestyle() == "None"]
+    assert spots == pytest.approx([values.mean() for values in means.values()])
+
+
+def test_repeats_are_differences_paired_by_seed(tmp_path):
+    folder = synthetic.results(tmp_path, with_samples=False, seeds=range(3), repeats=True)
+    source = figures.open_source(folder, "01_variance")
+    figure = variance._repeats(source).figure
+    rows = [label.get_text() for label in figure.axes[1].get_yticklabels()]
+    assert rows[0] == "as in the other figures" and rows[3:] == [
+        "half the learning rate",
+        "double the learning rate",
+        "on generator-2",
+        "on generator-pixart",
+    ]
+    t = source.table[(source.table.metric == "all_right") & (source.table.measurement == "guidance 1")]
+    late = t[t.generation.isin((3, 4)) & (t.seed >= 0)].pivot_table(index="seed", columns="arm", values="value")
+    known = {k: line.get_xdata()[0] for k, line in enumerate(figure.axes[1].lines) if line.get_linestyle() == "None"}
+    for kind in ("", "-fresh", "-lr-half", "-lr-double", "-generator-2"):
+        for arm in ("gen0", "real"):
+            mean = (late[arm + kind] - late["recursive" + kind]).mean()
+            assert any(abs(mean - spot) < 1e-9 for spot in known.values()), (arm, kind)
+    # a table without any repeat has the plain row, and one without these arms says so
+    bare = figures.open_source(synthetic.results(tmp_path / "bare", False, seeds=(0,)), "01_variance")
+    assert len(variance._repeats(bare).figure.axes[0].get_yticklabels()) == 1
+    bare.table = bare.table[~bare.table.arm.isin(["real", "gen0"])]
+    assert "not measured" in said_by(variance._repeats(bare).figure)
+
+
+def test_walls_by_generation_show_what_was_kept(five):
+    source = figures.open_source(five, "06_remedies")
+    drawn = remedies._by_generation(source)
+    assert drawn.rows[0]["generation"] == [0, 1, 2] and len(drawn.rows[0]["index"]) == 2
+    left = drawn.figure.axes[0]
+    assert [label.get_text() for label in left.get_xticklabels()] == ["real", "0", "1", "2"]
+    rows = [label.get_text() for label in left.get_yticklabels()]
+    assert rows[0] == "recursive" and rows[-2:] == ["generation-0 data", "real data"]
+    pixels = np.asarray(left.images[0].get_array())
+    frame = source.samples("image", "guidance 1", ["recursive"])
+    made = frame[(frame.arm == "recursive") & (frame.generation == 2) & (frame.number == drawn.rows[0]["index"][0])]
+    size = house.pixels(made.image.iloc[0]).shape[0]
+    cell = size + max(1, size // 20)
+    assert (pixels[:size, 3 * cell : 3 * cell + size] == house.pixels(made.image.iloc[0])).all()
+
+
+# ---- verdicts and gates
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """Verdicts on the table of 01 alone, with gates of which one failed and some were not run."""
+    folder = synthetic.results(tmp_path_factory.mktemp("judged"), with_samples=False, seeds=range(5), generations=2)
+    rows = [gates._between("in a range", 0.5, 0.4, 0.8) | {"gate": "toy"}]
+    rows.append(gates._at_least("high enough", 1.0, 2.0) | {"gate": "dose"})
+    rows.append(gates._row("nothing moved", 0, "exactly 0", True) | {"gate": "learning rate 0"})
+    rows += [gates._row(f"seen {k}", k, gates.SHOWN, None) | {"gate": "power"} for k in range(9)]
+    gates.as_frame(rows).to_parquet(folder / "00_gates.parquet")
+    (folder / "00_gates.json").write_text(json.dumps({"settings": {"profile": "nano"}}))
+    verdicts.write_page(load_settings("nano", results=str(folder)), {"nano": folder})
+    return folder
+
+
+def texts_of(figure):
+    return [text.get_text() for ax in figure.axes for text in ax.texts]
+
+
+def test_the_overview_shows_every_claim_and_what_its_table_says(judged, tmp_path):
+    source = verdict_figures.open_verdicts(judged, "07_claims")
+    drawn = verdict_figures._overview(source)
+    said = texts_of(drawn.figure)
+    assert {claim.id.split()[0] for claim in claims.all_claims()} <= set(said)
+    assert sum("not run" in text for text in said) >= 5 and any("no table of" in text for text in said)
+    rows = source.frame[(source.frame.part == "primary") & (source.frame.contrast != claims.EVERY)]
+    rows = rows[rows.effect.notna()]
+    forest = next(ax for ax in drawn.figure.axes if "effect / S" in ax.get_xlabel())
+    spots = [line.get_xdata()[0] for line in forest.lines if line.get_marker() in "oXsD" and len(line.get_xdata()) == 1]
+    assert len(rows) > 8 and spots == pytest.approx(list((rows.effect / rows.S).clip(-200, 200)))
+    letters = [text for text in said if text in ("R", "C", "I", "V", "-")]
+    assert len(letters) == len(rows) and "V" in letters  # void: gates were not run
+    draw(judged, tmp_path, "07_claims")
+    for figure in FIGURES["07_claims"]:
+        record = json.loads((tmp_path / f"07_claims_{figure}.json").read_text())
+        assert record["n"] and record["seeds"] == [0, 1, 2, 3, 4] and record["generations"] == [0, 1, 2]
+        assert "n = " in record["caption"]
+
+
+def test_the_overview_is_drawn_without_gates_tables_or_enough_seeds(tmp_path):
+    folder = synthetic.results(tmp_path, with_samples=False, seeds=(0,), generations=2)
+    verdicts.write_page(load_settings("nano", results=str(folder)), {"nano": folder})
+    source = verdict_figures.open_verdicts(folder, "07_claims")
+    assert "not run" in " ".join(texts_of(verdict_figures._overview(source).figure))
+    assert texts_of(verdict_figures._gates(source).figure).count("not run") == len(claims.GATES)
+    (folder / "01_variance.parquet").unlink()
+    assert "no table of 01_variance" in texts_of(verdict_figures._overview(source).figure)
+
+
+def test_the_page_of_gates_holds_what_was_measured_against_what_is_allowed(judged):
+    source = verdict_figures.open_verdicts(judged, "07_claims")
+    said = texts_of(verdict_figures._gates(source).figure)
+    assert set(claims.GATES) <= set(said) and said.count("FAILED") == 2 and said.count("not run") == 7
+    assert {"0.4 to 0.8", "at least 2", "exactly 0", "high enough"} <= set(said)
+    assert sum(text.startswith("seen ") for text in said) == 3 and any("and 6 more" in text for text in said)
+    for row in source.gates.itertuples():
+        place = verdict_figures._allowed(row)
+        if place is None:
+            assert pd.isna(row.passed)
+        else:
+            low, high, (value, *_) = place
+            assert bool(row.passed) == (low <= value <= high), row.measure

@@ -95,8 +95,9 @@ def units(tables: dict[str, pd.DataFrame], modality: str) -> pd.DataFrame:
 def _same(one: pd.DataFrame, other: pd.DataFrame) -> bool:
     """Whether two arms are one chain, which two experiments share, perhaps with more seeds in one of them. Arms that
     share only some generations (all of a kind begin with the same data) are two."""
-    both = one.merge(other, on=["seed", "generation"])
-    return len(both) > 0 and bool((both.hash_x == both.hash_y).all())
+    a, b = (dict(zip(zip(f.seed, f.generation, strict=True), f.hash, strict=True)) for f in (one, other))
+    both = a.keys() & b.keys()
+    return bool(both) and all(a[k] == b[k] for k in both)
 
 
 def _right(table: pd.DataFrame, modality: str) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from mmcollapse.figures.house import (
     by_arm,
     curves,
     estimate,
+    every_arm,
     facts,
     handle,
     last_pictures,
@@ -26,6 +27,8 @@ from mmcollapse.figures.house import (
     level,
     nothing,
     over,
+    plain_arms,
+    right_and_varied,
     said,
     say,
     scalars,
@@ -47,6 +50,14 @@ AXES = {
     "length": ("text", "most tokens", True),
 }
 CONTROLS = ("recursive", "real", "gen0")
+# Where the number of a point stands, in points from it, in the figure of cost: apart from those of other knobs.
+LABEL = {
+    "steps": (-5, 5, "right"),
+    "guidance": (7, 0, "left"),
+    "beams": (5, -6, "left"),
+    "temperature": (7, 1, "left"),
+    "length": (-5, 6, "right"),
+}
 NEAR = 0.05  # S of C4: a value this near to the best of its knob is as good
 
 
@@ -248,7 +259,8 @@ def _knob_line(ax, knob: str, names: dict, points: dict) -> list[float]:
     enough = min((points[v][0], v) for v in points if means[v][0] >= best - NEAR)[1]
     for v, (cost, _) in points.items():
         _points(ax, {cost: points[v][1]}, {cost: names[v]})
-        ax.annotate(f"{v:g}", (cost, means[v][0]), (4, 3), textcoords="offset points", fontsize=6, color=style["color"])
+        away = {"xytext": LABEL[knob][:2], "textcoords": "offset points", "ha": LABEL[knob][2], "va": "center"}
+        ax.annotate(f"{v:g}", (cost, means[v][0]), fontsize=6, color=style["color"], **away)
         if v == enough and len(points) > 1:
             ring = {"marker": "o", "markersize": 10, "markerfacecolor": "none", "markeredgecolor": style["color"]}
             ax.plot([cost], [means[v][0]], linestyle="", markeredgewidth=0.8, zorder=4, **ring)
@@ -319,7 +331,7 @@ def _curves(source: Source) -> Drawn:
         "controls on generation 0's data of the same value are in the figure `budget`."
     )
     note = textwrap.wrap(f"{about} {facts(source, panels)}", LETTERS)
-    figure, axes = sheet(len(panels), len(KNOBS), note, 2 + max([len(_values(source, k)) for k in KNOBS]), left=0.68)
+    figure, axes = sheet(len(panels), len(KNOBS), note, 1 + max([len(_values(source, k)) for k in KNOBS]), left=0.68)
     shown, columns = set(), [set() for _ in KNOBS]
     for k, (ax, panel) in enumerate(zip(axes, panels, strict=True)):
         arms = set(curves(ax, source.table, panel))
@@ -363,10 +375,21 @@ def _wall(source: Source) -> Drawn:
     return Drawn(figure, [shown | {"seed": [-1, seed], "generation": [0, last], "index": list(prompts)}], samples=True)
 
 
+def _every_arm(source: Source) -> Drawn:
+    """The supplement: every arm, also the controls of each value."""
+    pictures, captions = (plain_arms(source, m) for m in ("image", "text"))
+    panels = right_and_varied(pictures, captions)
+    about = (
+        "Every arm: its data are decoded as its name says, what is measured is decoded alike in all (pictures at "
+        "guidance 1; captions greedy, their variance sampled)."
+    )
+    return every_arm(source, [panels[:2], panels[2:]], about)
+
+
 def spread_values(names: dict[float, str], there: set) -> list[tuple[str, str]]:
     """At most five (label, arm) of the values of a knob whose pictures are there."""
     known = [v for v in names if names[v] in there]
     return [(f"{known[k]:g}", names[known[k]]) for k in spread(range(len(known)), 5)]
 
 
-FIGURES = {"budget": _budget, "cost": _cost, "curves": _curves, "wall": _wall}
+FIGURES = {"budget": _budget, "cost": _cost, "curves": _curves, "arms": _every_arm, "wall": _wall}

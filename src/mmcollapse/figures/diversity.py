@@ -20,7 +20,9 @@ from mmcollapse.figures.house import (
     Source,
     curves,
     estimate,
+    every_arm,
     facts,
+    generations_wall,
     grid,
     handle,
     is_member,
@@ -29,6 +31,7 @@ from mmcollapse.figures.house import (
     level,
     nothing,
     over,
+    plain_arms,
     right_and_varied,
     say,
     scalars,
@@ -114,12 +117,12 @@ def _by_model(source: Source) -> Drawn:
     about = (
         "What a pool of different models does to each of them: difference of all right (AUC, mean of generations 1 "
         "to the last) between the model in the pool and alone, as one of clones, or under a frozen pool; paired by "
-        "seed. Dot: mean over seeds; small dots: seeds; bar: 95% t interval. Right of 0: better in the pool. Clones "
-        "are of one model, so only this one is compared with them (their mean); last row: mean over models."
+        "seed. Dot: mean over seeds; small dots: seeds; bar: 95% t interval. Right of 0: better in the pool; dashed: "
+        "S, .05. Clones are of one model, so only this one is compared with them (their mean); last row: all."
     )
     note = textwrap.wrap(f"{about} {facts(source, panels, False)}", LETTERS)
     count = max([len(_models(source, p.modality)) for p in panels] + [1])
-    figure, axes = sheet(2, 2, note, 1, cell=1.0 + 0.27 * (count + 1), left=1.15)
+    figure, axes = sheet(2, 2, note, 1, cell=0.8 + 0.22 * (count + 1), left=1.15)
     shown = set()
     for ax, panel in zip(axes, panels, strict=True):
         ax.set_title("Generators" if panel.modality == "image" else "Captioners")
@@ -162,7 +165,8 @@ def _differences(ax, source: Source, panel: Panel) -> list[str]:
                 _whisker(ax, len(models) + 0.22 * (k - (len(others) - 1) / 2), mean, arm)
         labels.append("mean")
         ax.axhline(len(models) - 0.5, color="#888888", linewidth=0.5)
-    ax.axvline(0, color="#333333", linewidth=0.8, linestyle=(0, (1, 1.6)))
+    for x, line in ((0, "-"), (0.05, (0, (4, 2)))):
+        ax.axvline(x, color="#333333", linewidth=0.8, linestyle=line, zorder=0)
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.5, -0.5)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6))
@@ -248,8 +252,8 @@ def _size(source: Source) -> Drawn:
     about = (
         "How many models does a pool need? AUC (mean of generations 1 to the last) against the number M of different "
         "models that feed it, each seed a mean over the pools of that size and their models; M = 1: each alone. "
-        "Small open dots: pools of other members, mean over seeds. Beside them, at their size: clones, the frozen "
-        "pool, alone with M times the steps, and seeds of one architecture; horizontal: controls."
+        "Small open dots: pools of other members, mean over seeds. Right of the line, of the largest size: clones, the "
+        "frozen pool, alone with M times the steps, and seeds of one architecture; horizontal: controls."
     )
     note = textwrap.wrap(f"{about} {facts(source, panels)}", LETTERS)
     figure, axes = sheet(len(panels), 4, note, 2)
@@ -278,6 +282,7 @@ def _size(source: Source) -> Drawn:
             if arm in found:
                 level(ax, found[arm], panel.scale, arm)
                 shown.add(arm)
+        ax.axvline(max(sizes) + 0.1, color="#AAAAAA", linewidth=0.6)  # right of it all are of the largest size
         ticks_at(ax, mean, False)
         ax.set_xlabel("M, models in the pool")
         y_axis(ax, panel, panel.space(source.table))
@@ -299,6 +304,16 @@ def _bar(ax, x: float, values: pd.Series, scale: str, arm: str):
         "markeredgewidth": 0.4,
     }
     ax.plot([x], [mean], color=style["color"], zorder=4, **own)
+
+
+def _every_arm(source: Source) -> Drawn:
+    """The supplement: every population."""
+    panels = right_and_varied(plain_arms(source, "image"), plain_arms(source, "text"))
+    about = (
+        "Every population: mean over its models, each measured by itself (pictures at guidance 1; captions greedy, "
+        "their variance sampled). Letters: pools of other members."
+    )
+    return every_arm(source, [panels[:2], panels[2:]], about)
 
 
 # ---- pictures
@@ -334,10 +349,34 @@ def _wall(source: Source) -> Drawn:
     return Drawn(figure, [shown | {"seed": [-1, seed], "generation": [0, last], "index": list(prompts)}], samples=True)
 
 
+def _by_generation(source: Source) -> Drawn:
+    """Pictures by generation: some members alone and in the largest pool, and the controls."""
+    pool = _largest(source, "image")[0]
+    frame = source.samples("image", "guidance 1", ["alone", pool, "gen0", "real"])
+    if frame.empty:
+        return nothing("pictures")
+    frame = frame[(frame.arm == "world") | is_member(frame.model)]
+    members = _models(source, "image", pool)
+    rows = {}
+    for model in [members[k] for k in spread(range(len(members)), 3)]:
+        rows |= {f"{_short(model)}, {ARM_STYLE[arm]['label']}": (arm, model) for arm in dict.fromkeys(("alone", pool))}
+    for arm in ("gen0", "real"):
+        first = sorted(frame.model[frame.arm == arm].unique())[:1]
+        rows |= {f"{_short(model)}, {ARM_STYLE[arm]['label']}": (arm, model) for model in first}
+    note = (
+        "Pictures by generation: models alone and in the largest pool, and the controls of one of them; at guidance 1, "
+        "the same noise everywhere. A block is one test prompt, first column: its real picture. n = {n} prompts, seed "
+        f"{{seed}}, generations {{generations}}; {source.about}."
+    )
+    return generations_wall(frame, rows, note)
+
+
 FIGURES = {
     "curves": _curves,
     "models": _by_model,
     "pool_variance": _pool_variance,
     "size": _size,
+    "arms": _every_arm,
     "wall": _wall,
+    "generations": _by_generation,
 }

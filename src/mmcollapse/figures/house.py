@@ -8,7 +8,7 @@ import math
 import os
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +25,25 @@ from PIL import Image
 from mmcollapse import stats
 from mmcollapse.disk import checksum, write_whole
 from mmcollapse.errors import MMCollapseError
-from mmcollapse.figures.styles import ARM_STYLE, DPI, FLOOR, LETTERS, LINE, REFERENCES, WIDTH, in_order
+from mmcollapse.figures.styles import (
+    ARM_STYLE,
+    DPI,
+    FLOOR,
+    FURTHER,
+    LETTERS,
+    LINE,
+    REFERENCES,
+    REPEATS,
+    WIDTH,
+    in_order,
+)
 from mmcollapse.table import read_table
 
 # Of a metric that was measured in several spaces a panel shows the first of these that is there.
 SPACES = ("oracle", "parser", "words", "pixels", "language", "judge", "clip", "inception", "dino", "judge-2", "")
 EMBEDDING = "{space} embedding variance\n"
 LOWER, BETTER = "(lower = less varied)", "(higher is better)"
+CAPTION = "caption"
 
 # ---- what is read
 
@@ -130,7 +142,8 @@ class Panel:
 
     def space(self, table: pd.DataFrame) -> str:
         """The space it shows: of those that its metric was measured in, the first of SPACES."""
-        there = set(table.space[(table.modality == self.modality) & (table.metric == self.metric)])
+        rows = table[table.metric == self.metric]
+        there = set(rows.space[rows.modality == self.modality].unique())
         return next((s for s in SPACES if s in there), "")
 
     def rows(self, table: pd.DataFrame) -> dict:
@@ -138,14 +151,16 @@ class Panel:
         metrics = [self.metric, "sampling_floor"] if self.floor else [self.metric]
         shown = {"metric": metrics, "modality": self.modality, "measurement": self.measurement, "subset": self.subset}
         spaces = [self.space(table), ""] if self.floor else [self.space(table)]  # the floor is of no space
-        models = sorted(set(table.model[is_member(table.model) & (table.modality == self.modality)]))
+        there = pd.Series(table.model[table.modality == self.modality].unique(), dtype=str)
+        models = sorted(there[is_member(there)])
         shown |= {"model": ["set"] if self.models == "set" else ["", *models]}
         return shown | {"space": spaces, "arm": [*self.arms, *REFERENCES]}
 
     def of(self, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Its rows in the table: of its arms, and of the references."""
-        rows = table[(table.modality == self.modality) & (table.metric == self.metric) & (table.subset == self.subset)]
-        rows = rows[rows.space == self.space(table)]
+        rows = table[table.metric == self.metric]  # first, for it leaves little to look through
+        space = self.space(rows)
+        rows = rows[(rows.modality == self.modality) & (rows.subset == self.subset) & (rows.space == space)]
         known = rows[rows.arm.isin(REFERENCES) & rows.value.notna()]
         same = known[known.measurement == self.measurement]
         # Captions that people wrote come from no decoding, so they hold for every measurement.
@@ -295,7 +310,7 @@ def legend(figure: Figure, shown: Iterable[str], most: int = 5, more: Sequence[L
     shown = set(shown)
     handles = [handle(ARM_STYLE[arm]) for arm in in_order(shown - {"floor"})]
     if "floor" in shown:
-        handles.append(Line2D([], [], **FLOOR, label="sampling floor: generation 0 $\\times$ (1 - 1/N)$^g$"))
+        handles.append(Line2D([], [], **FLOOR, label="sampling floor (1 - 1/N)$^g$"))
     handles += more
     if not handles:
         return
@@ -311,15 +326,24 @@ def facts(source: Source, panels: Sequence[Panel], lines: bool = True) -> str:
     rows = rows[rows.value.notna()]
     if rows.empty:
         return f"Nothing was measured; {source.about}."
-    seeds = sorted(rows.seed.unique())
+    seeds, several = sorted(rows.seed.unique()), rows.groupby("arm").seed.nunique()
+    counts = span(several) + (" an arm" if several.nunique() > 1 else "")
+    named = ", ".join(map(str, seeds))
     if len(seeds) == 1:
         text = f"One seed ({seeds[0]}), which decides nothing"
     elif not lines:
-        text = f"{len(seeds)} seeds ({', '.join(map(str, seeds))}){'' if len(seeds) > 2 else ', too few for intervals'}"
+        text = f"{counts} seeds ({named}){'' if len(seeds) > 2 else ', too few for intervals'}"
     else:
         thick = "thick, with band: mean and 95% t interval" if len(seeds) > 2 else "thick: their mean"
-        text = f"{len(seeds)} seeds ({', '.join(map(str, seeds))}): thin, one line each; {thick}"
-    return f"{text}. Generations 0 to {rows.generation.max()}; n: samples a point; {source.about}."
+        text = f"{counts} seeds ({named}): thin, one line each; {thick}"
+    text = text.replace(" an arm seeds", " seeds an arm")
+    return f"{text}. Generations 0 to {rows.generation.max()}; n = {span(rows.n)} samples a point; {source.about}."
+
+
+def span(values: Iterable[float]) -> str:
+    """The lowest and the highest of whole numbers, as a caption says them."""
+    ends = min(values), max(values)
+    return " to ".join(f"{int(v):,}" for v in dict.fromkeys(ends))
 
 
 def grid(source: Source, panels: Sequence[Panel], columns: int, about: str, most: int = 5) -> Figure:
@@ -334,11 +358,11 @@ def grid(source: Source, panels: Sequence[Panel], columns: int, about: str, most
     return figure
 
 
-def sheet(count: int, columns: int, note: list[str], above: int = 2, cell: float = 2.1, left: float = 0.78):
+def sheet(count: int, columns: int, note: list[str], above: int = 2, cell: float = 2.1, left: float = 0.78, below=0.42):
     """A figure with the axes of `count` panels in `columns`, row by row, room for `above` rows of a legend, and the
-    caption. cell: height of a panel, its title and labels; left: room for the labels of its y axis; in inches."""
+    caption. cell: height of a panel, its title and labels; left, below: room for the labels of its axes; in inches."""
     top = round(0.12 + 0.15 * above, 2)
-    rows, title, below = math.ceil(count / columns), 0.25, 0.42
+    rows, title = math.ceil(count / columns), 0.25
     wide = (WIDTH - 0.1) / columns
     height = top + rows * cell + LINE * len(note) + 0.15
     figure = Figure(figsize=(WIDTH, height))
@@ -355,17 +379,21 @@ def sheet(count: int, columns: int, note: list[str], above: int = 2, cell: float
 def caption(figure: Figure, lines: list[str]):
     """The caption at the foot of a figure."""
     height = figure.get_figheight()
-    for k, text in enumerate(reversed(lines)):
-        figure.text(0.012, (0.08 + (k + 0.25) * LINE) / height, text, va="baseline")
+    for k, text in enumerate(lines):
+        place = 0.012, (0.08 + (len(lines) - k - 0.75) * LINE) / height
+        figure.text(*place, text, va="baseline", label=CAPTION)  # by its label `save` finds it again
 
 
 @dataclass
 class Drawn:
-    """A figure, and the filters of the rows that it shows: of the table, or of the samples."""
+    """A figure, and the filters of the rows that it shows: of the table, or of the samples. counts: n, seeds and
+    generations, where these rows do not tell them; files: what it was drawn from beside those of its source."""
 
     figure: Figure
     rows: list[dict]
     samples: bool = False
+    counts: dict | None = None
+    files: Sequence[Path] = ()
 
 
 # ---- one number a chain
@@ -403,13 +431,158 @@ def over(ax, points: dict[float, pd.Series], scale: str, style: str | dict):
         chains(ax, frame, scale, style)
 
 
-def level(ax, values: pd.Series, scale: str, arm: str):
-    """A horizontal line at the mean over seeds of a control, and its 95% t interval."""
+def level(ax, values: pd.Series, scale: str, arm: str, across: bool = True):
+    """A line across the panel at the mean over seeds of a control, and its 95% t interval; or one from foot to top."""
     style = ARM_STYLE[arm]
     mean, low, high = estimate(values.to_numpy(), scale)
-    ax.axhline(mean, color=style["color"], linestyle=style["linestyle"], linewidth=1.1, zorder=2)
+    line, band = (ax.axhline, ax.axhspan) if across else (ax.axvline, ax.axvspan)
+    line(mean, color=style["color"], linestyle=style["linestyle"], linewidth=1.1, zorder=2)
     if not math.isnan(low):
-        ax.axhspan(low, high, color=style["color"], alpha=0.13, linewidth=0, zorder=0)
+        band(low, high, color=style["color"], alpha=0.13, linewidth=0, zorder=0)
+
+
+def every_arm(source: Source, groups: Sequence[Sequence[Panel]], about: str, summary: str = "auc") -> Drawn:
+    """The supplement that leaves no arm out: a row an arm, one number a chain (see `scalars`), mean and 95% t interval;
+    vertical lines: the controls. groups: panels side by side that share their arms."""
+    panels = [panel for group in groups for panel in group]
+    told = f"{first_upper(said(source, summary))}. Vertical lines: controls, with their intervals."
+    note = textwrap.wrap(f"{about} {told} {facts(source, panels, False)}", LETTERS)
+    most, columns = max(len(panel.arms) for panel in panels), len(groups[0])
+    figure, axes = sheet(len(panels), len(panels), note, 1, cell=0.85 + 0.15 * max(most, 3), below=0.55)
+    share, names = (WIDTH - 0.1) / len(groups), 1.62  # inches of a group, and of the names at its left
+    wide, shown = (share - names) / columns, set()
+    for k, (ax, panel) in enumerate(zip(axes, panels, strict=True)):
+        found, box = scalars(source, panel, summary), ax.get_position()
+        group, column = divmod(k, columns)
+        left, rows = group * share + names + column * wide, len(panel.arms)
+        tall = box.height * max(rows, 3) / max(most, 3)
+        ax.set_position((left / WIDTH, box.y1 - tall, (wide - 0.14) / WIDTH, tall))
+        ax.set_title(panel.title)
+        if not found:
+            blank(ax, source, panel)
+            continue
+        for row, arm in enumerate(panel.arms):
+            ax.axhline(row, color="#EEEEEE", linewidth=0.5, zorder=-1)
+            if arm in found:
+                whisker(ax, row, found[arm], panel.scale, ARM_STYLE[arm])
+        for arm in (a for a in CONTROLS if a in found):
+            level(ax, found[arm], panel.scale, arm, across=False)
+            shown.add(arm)
+        labels = [ARM_STYLE[arm]["label"] if column == 0 else "" for arm in panel.arms]
+        ax.set_yticks(range(rows), labels, fontsize=6.3)
+        ax.tick_params(axis="y", length=0)
+        ax.set_ylim(rows - 0.4, -0.6)
+        x_axis(ax, panel, panel.space(source.table), 4)
+        sns.despine(ax=ax, left=True)
+    legend(figure, shown)
+    return Drawn(figure, [panel.rows(source.table) for panel in panels])
+
+
+def plain_arms(source: Source, modality: str) -> tuple[str, ...]:
+    """All arms of a modality in the table, in order, without references and repeats on further base models."""
+    t = source.table
+    arms = set(t.arm[(t.modality == modality) & (t.seed >= 0)])
+    return tuple(arm for arm in in_order(arms) if not FURTHER.fullmatch(arm))
+
+
+def blank(ax, source: Source, panel: Panel):
+    """A panel that has nothing to show says what its rows say."""
+    told = [m for m in panel.of(source.table)[0].missing if m]
+    say(ax, "not measured:\n" + textwrap.fill(told[0] if told else "no such rows in the table", 26))
+
+
+def repeats(
+    source: Source, panels: dict[Panel, float], arms: Sequence[str], kinds: Sequence[str], about: str, less="recursive"
+) -> Drawn:
+    """Late differences of arms and `less`, paired by seed, a row a repeat: the arms themselves (kind ""), and those
+    whose names end with "-<kind>". panels: with the smallest effect of interest of each."""
+    panels = {replace(p, arms=tuple(named(a, k) for k in kinds for a in (less, *arms))): s for p, s in panels.items()}
+    told = f"{first_upper(said(source, 'late'))}. Mean over seeds and 95% t interval; dashed: the smallest effect of "
+    note = textwrap.wrap(f"{about} {told}interest. {facts(source, list(panels), False)}", LETTERS)
+    rows = {panel: _differences(source, panel, arms, kinds, less) for panel in panels}
+    most = max(len({kind for kind, _ in found}) for found in rows.values())
+    figure, axes = sheet(len(panels), 2, note, 1, cell=0.95 + 0.21 * max(most, 2), left=1.75, below=0.55)
+    for (panel, smallest), ax in zip(panels.items(), axes, strict=True):
+        ax.set_title(panel.title)
+        found = rows[panel]
+        there = [kind for kind in kinds if any(kind == k for k, _ in found)]
+        if not there:
+            blank(ax, source, panel)
+            continue
+        for (kind, arm), values in found.items():
+            step = 0.62 / max(len(arms), 2)
+            whisker(ax, there.index(kind) + step * (arms.index(arm) - (len(arms) - 1) / 2), values, "", ARM_STYLE[arm])
+        ax.axvline(0, color="#333333", linewidth=0.8, zorder=0)
+        ax.axvline(smallest, color="#333333", linewidth=0.8, linestyle=(0, (4, 2)), zorder=0)
+        names = {"": "as in the other figures"} | REPEATS
+        ax.set_yticks(range(len(there)), [names.get(kind, f"on {kind}") for kind in there])
+        ax.set_ylim(len(there) - 0.5, -0.5)
+        for row in range(1, len(there)):
+            ax.axhline(row - 0.5, color="#DDDDDD", linewidth=0.5, zorder=-1)
+        unit = "log ratio" if panel.scale == "log" else "difference of shares"
+        ax.set_xlabel(f"{unit}, arm - {ARM_STYLE[less]['label']}\n(higher = {ARM_STYLE[less]['label']} is worse)")
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=6))
+        sns.despine(ax=ax)
+    shown = in_order({arm for found in rows.values() for _, arm in found})
+    more = [handle(ARM_STYLE[a] | {"linestyle": "", "label": f"{ARM_STYLE[a]['label']} - {less}"}) for a in shown]
+    legend(figure, (), 5, more)
+    return Drawn(figure, [panel.rows(source.table) for panel in panels])
+
+
+def named(arm: str, kind: str) -> str:
+    return f"{arm}-{kind}" if kind else arm
+
+
+def repeated(source: Source, role: str) -> list[str]:
+    """The kinds of repeats that a table has of a role, the arms themselves ("") first."""
+    arms = {arm.removeprefix("recursive-") for arm in source.table.arm.unique() if arm.startswith("recursive-")}
+    return ["", *(k for k in REPEATS if k in arms), *sorted(k for k in arms if k.startswith(f"{role}-"))]
+
+
+def _differences(source: Source, panel: Panel, arms: Sequence[str], kinds: Sequence[str], less: str) -> dict:
+    """(kind, arm) -> late differences by seed, of logarithms where the panel is logarithmic."""
+    found = scalars(source, panel, "late")
+    if panel.scale == "log":
+        found = {arm: np.log(values[values > 0]) for arm, values in found.items()}
+    out = {}
+    for kind in kinds:
+        for arm in (a for a in arms if named(a, kind) in found and named(less, kind) in found):
+            values = (found[named(arm, kind)] - found[named(less, kind)]).dropna()
+            if len(values):
+                out[kind, arm] = values
+    return out
+
+
+def first_upper(text: str) -> str:
+    """A sentence."""
+    return text[:1].upper() + text[1:]
+
+
+CONTROLS = ("recursive", "alone", "joint", "real", "gen0")  # which of them an experiment has
+
+
+def whisker(ax, y: float, values: pd.Series, scale: str, style: dict):
+    """A row of a forest: mean over seeds and its 95% t interval, in a style; of two seeds the seeds themselves."""
+    mean, low, high = estimate(values.to_numpy(), scale)
+    if not math.isnan(low):
+        ax.plot([low, high], [y, y], color=style["color"], linewidth=1.1, zorder=3)
+    elif len(values) > 1:
+        ax.plot(values, [y] * len(values), ".", markersize=2.5, color=style["color"], zorder=3)
+    own = {"markersize": 7 if style["marker"] == "*" else 4.6, "markeredgecolor": "white", "markeredgewidth": 0.4}
+    ax.plot([mean], [y], **own | {k: v for k, v in style.items() if k not in ("label", "linewidth", "linestyle")})
+    ax.lines[-1].set(linestyle="", zorder=4)
+
+
+def x_axis(ax, panel: Panel, space: str, bins: int = 5):
+    """As y_axis, of the other axis."""
+    if panel.scale == "log":
+        ax.set_xscale("log")
+    low, high = ax.get_xlim()
+    ticks = [t for t in MaxNLocator(nbins=bins, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high) if low <= t <= high]
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.4g}"))
+    ax.set_xlabel(panel.label.replace("{space}", space))
 
 
 def within(ax, scale: str):
@@ -456,16 +629,19 @@ def nothing(what: str) -> Drawn:
 Block = tuple[str, list[tuple[str, object]]]  # a title, and of each column its label and the key of its pictures
 
 
-def wall(blocks: Sequence[Block], pictures: dict, prompts: dict[int, str], note: str) -> Figure:
+def wall(
+    blocks: Sequence[Block], pictures: dict, prompts: dict[int, str], note: str, left: float = 2.05, below: str = ""
+) -> Figure:
     """Walls of pictures side by side: rows are prompts (number -> text), columns those of `blocks`; pictures:
-    (key, number) -> pixels. A picture that is not there stays white."""
+    (key, number) -> pixels. A picture that is not there stays white. left: room for the text of a row, in inches;
+    below: what the labels of the columns are."""
     lines = textwrap.wrap(note, LETTERS)
     numbers = list(prompts)
     size = max(max(p.shape[:2]) for p in pictures.values())
     cell = size + max(1, size // 20)
 
     # All in inches, from the top left corner.
-    left, head, foot, gap = 2.05, 0.42, 0.38, 0.12
+    head, foot, gap = 0.42, 0.38 + 0.14 * bool(below), 0.12
     counts = [len(columns) for _, columns in blocks]
     inch = min(0.8, (WIDTH - left - 0.1 - gap * (len(blocks) - 1)) / (sum(counts) * cell / size))
     tall = ((len(numbers) - 1) * cell + size) / size * inch
@@ -482,8 +658,10 @@ def wall(blocks: Sequence[Block], pictures: dict, prompts: dict[int, str], note:
         ax = figure.add_axes((start / WIDTH, 1 - (head + tall) / height, wide / WIDTH, tall / height))
         ax.imshow(whole, aspect="auto")
         ax.set_title(textwrap.fill(title, max(8, int(wide * 13))), linespacing=1.0)
+        ax.set_xlabel(below)
         ax.set_xticks(np.arange(len(columns)) * cell + size / 2, [label for label, _ in columns], fontsize=6.5)
-        texts = [textwrap.fill(textwrap.shorten(prompts[i], 120, placeholder=" ..."), 34) for i in numbers]
+        letters = int(17 * left)
+        texts = [textwrap.fill(textwrap.shorten(prompts[i], 120, placeholder=" ..."), letters) for i in numbers]
         ax.set_yticks(np.arange(len(numbers)) * cell + size / 2, texts if k == 0 else [""] * len(numbers), fontsize=6.5)
         ax.tick_params(length=0)
         sns.despine(ax=ax, left=True, bottom=True)
@@ -504,6 +682,35 @@ def last_pictures(frame: pd.DataFrame, key_of: Callable, most: int = 6) -> tuple
         if (key := key_of(row, last)) is not None:
             pictures.setdefault((key, row.number), pixels(row.image))
     return pictures, {i: prompts[i] for i in numbers}, last, seed
+
+
+def generations_wall(frame: pd.DataFrame, rows: dict[str, tuple], note: str, most: int = 2) -> Drawn:
+    """A wall by generation: rows are chains (label -> arm and perhaps model), a block is one of `most` prompts, its
+    columns the real picture and generations. frame: see Source.samples; note: with {n}, {seed}, {generations}."""
+    made = frame[frame.arm != "world"]
+    numbers, seed = sorted(int(i) for i in made.number.unique())[:most], int(made.seed.iloc[0])
+    generations = spread(made.generation.unique(), 6)
+    prompts, keys = (
+        made.drop_duplicates("number").set_index("number").prompt,
+        {key: k for k, key in enumerate(rows.values())},
+    )
+    pictures = {}
+    for row in frame[frame.number.isin(numbers)].itertuples():
+        if row.arm == "world":
+            pictures |= {((row.number, "real"), k): pixels(row.image) for k in range(len(rows))}
+        elif row.generation in generations:
+            for key in ((row.arm,), (row.arm, getattr(row, "model", ""))):
+                if key in keys:
+                    pictures[(row.number, row.generation), keys[key]] = pixels(row.image)
+    columns = ["real"] * any(name == "real" for (_, name), _ in pictures) + generations
+    blocks = [
+        (textwrap.shorten(prompts[i], 120, placeholder=" ..."), [(str(c), (i, c)) for c in columns]) for i in numbers
+    ]
+    told = note.format(n=len(numbers), seed=seed, generations=", ".join(map(str, generations)))
+    figure = wall(blocks, pictures, dict(enumerate(rows)), told, 1.45, "generation")
+    arms = ["world", *dict.fromkeys(key[0] for key in rows.values())]
+    shown = {"modality": "image", "measurement": "guidance 1", "arm": arms, "seed": [-1, seed]}
+    return Drawn(figure, [shown | {"generation": generations, "index": numbers}], samples=True)
 
 
 def by_arm(row, last: int) -> str | None:
@@ -532,7 +739,7 @@ def right_and_varied(pictures: Sequence[str], captions: Sequence[str]) -> list[P
 
 def save(drawn: Drawn, source: Source, figures: Path, name: str) -> list[Path]:
     png, svg, about = (figures / f"{name}.{ending}" for ending in ("png", "svg", "json"))
-    write_whole(png, png_of(drawn.figure, palette=not drawn.samples))
+    write_whole(png, png_of(drawn.figure))
     for ax in drawn.figure.axes:
         for image in ax.images:
             image.set_interpolation("none")  # in an SVG: the pixels as they are
@@ -540,10 +747,12 @@ def save(drawn: Drawn, source: Source, figures: Path, name: str) -> list[Path]:
     drawn.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     write_whole(svg, buffer.getvalue())
     folders = f"--results {here(source.folder)} --figures {here(figures)}"
-    paths = [path for path in source.files(drawn.samples) if path.is_file()]
+    paths = [path for path in (*source.files(drawn.samples), *drawn.files) if path.is_file()]
     record = {
         "figure": name,
         "sources": {here(path): checksum(path)["sha256"] for path in paths},
+        "caption": " ".join(text.get_text() for text in drawn.figure.texts if text.get_label() == CAPTION),
+        **(drawn.counts or counts(drawn, source)),
         "rows": drawn.rows,
         "command": f"python -m mmcollapse figures {folders} --only {name}",
     }
@@ -551,17 +760,60 @@ def save(drawn: Drawn, source: Source, figures: Path, name: str) -> list[Path]:
     return [png, svg, about]
 
 
-def png_of(figure: Figure, palette: bool) -> bytes:
-    """The figure as a PNG; curves do with a palette of 256 colours, which makes the file a third as large."""
+def counts(drawn: Drawn, source: Source) -> dict:
+    """n (lowest and highest number of samples behind a value; of a wall: pictures or captions a generation), seeds and
+    generations of the rows that a figure shows."""
+    if drawn.samples:
+        named = {"n": "index", "seeds": "seed", "generations": "generation"}
+        found = {k: sorted({v for rows in drawn.rows for v in rows.get(c, ()) if v >= 0}) for k, c in named.items()}
+        return found | {"n": [len(found["n"])]}
+    parts = [source.table[selected(source.table, rows)] for rows in drawn.rows]
+    rows = pd.concat(parts or [source.table[:0]])
+    rows = rows[rows.value.notna()]
+    return {
+        "n": [int(rows.n.min()), int(rows.n.max())] if len(rows) else [],
+        "seeds": sorted(int(v) for v in rows.seed.unique() if v >= 0),
+        "generations": sorted(int(v) for v in rows.generation.unique()),
+    }
+
+
+def selected(table: pd.DataFrame, rows: dict) -> pd.Series:
+    """Whether each row of a table is one of those that a filter names."""
+    out = pd.Series(True, index=table.index)
+    for column, values in rows.items():
+        out &= table[column].isin(values if isinstance(values, list) else [values])
+    return out
+
+
+def png_of(figure: Figure) -> bytes:
+    """The figure as a PNG with a palette of 256 colours, which makes the file a third as large: the colours that lie
+    the farthest apart, so that no arm loses its own, refined to those that are there. Pictures lose nothing that an eye
+    sees: each has few colours."""
     figure.set_dpi(DPI)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    if palette:
-        image = image.quantize(256, dither=Image.Dither.NONE)
+    whole = np.asarray(canvas.buffer_rgba())[..., :3]
+    few = Image.fromarray(np.ascontiguousarray(whole[::4, ::4]))  # of all pixels it takes seconds
+    few = few.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1)
+    palette = np.array(few.getpalette(), np.uint8).reshape(-1, 3)
+    palette[palette.sum(1, dtype=int).argmax()] = 255  # the paper is white
+    image = Image.fromarray(nearest(whole, palette), "P")
+    image.putpalette(palette.tobytes())
     buffer = io.BytesIO()
     image.save(buffer, "PNG", dpi=(DPI, DPI))
     return buffer.getvalue()
+
+
+def nearest(pixels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """Of each pixel the number of the colour nearest to it; Pillow takes one that is only near."""
+    code = pixels.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+    there, numbers = np.zeros(1 << 24, bool), np.zeros(1 << 24, np.uint8)
+    there[code] = True
+    known, colors = np.flatnonzero(there), palette.astype(np.float32)
+    for part in np.array_split(known, len(known) // 8192 + 1):
+        own = np.stack([part >> 16, part >> 8 & 255, part & 255], axis=1).astype(np.float32)
+        numbers[part] = (np.square(colors).sum(1) - 2 * own @ colors.T).argmin(1)
+    return numbers[code]
 
 
 def here(path: Path) -> str:

@@ -163,7 +163,8 @@ def _truth(source: Source) -> Drawn:
     note = textwrap.wrap(
         "First three: the oracle's reading of real pictures that were changed by a known amount, against the exact "
         "truth; on the diagonal it is right. Last: pictures that a text-to-image chain made, judged one by one by a "
-        "viewer (an AI model that looked at them) who knew neither generation nor oracle (00_eyes). "
+        "viewer (an AI model that looked at them) who knew neither generation nor oracle (00_eyes); bars: 95% "
+        "intervals (Wilson). "
         + (
             f"Pictures a generation: {', '.join(parts)}. All together: oracle and eye agree on "
             f"{said('agreement', 'oracle'):.0%} (kappa {said('kappa', 'oracle'):.2f}); a right picture lies nearer to "
@@ -184,12 +185,12 @@ def _truth(source: Source) -> Drawn:
             rows = table[(table.arm == damage) & (table.metric == metric)]
             wide = rows.pivot_table(index=["seed", "measurement"], columns="space", values="value")
             ax.plot([0, 1.02], [0, 1.02], color="#333333", linewidth=0.8, linestyle=(0, (1, 1.6)))
-            ax.plot(wide.truth, wide.oracle, linestyle="", marker="o", markersize=4, color="#8C1D40", alpha=0.8)
+            ax.plot(wide.truth, wide.oracle, linestyle="", marker="o", markersize=4, color="#333333", alpha=0.8)
             ax.set(xlabel=f"exact, {unit}", ylabel=f"oracle, {unit}", title=title)
         elif generations:
             places = np.arange(len(generations))
             for offset, (space, color, hatch) in zip(
-                (-0.2, 0.2), (("truth", "#2E86C1", ""), ("oracle", "#8C1D40", "//")), strict=True
+                (-0.2, 0.2), (("truth", "#B5B5B5", ""), ("oracle", "#5A5A5A", "//")), strict=True
             ):
                 values = [said("all_right", space, m) for m in generations]
                 label = "by eye" if space == "truth" else "oracle"
@@ -203,8 +204,16 @@ def _truth(source: Source) -> Drawn:
                     linewidth=0.4,
                     label=label,
                 )
+                sizes = [int(eye[eye.measurement == m].n.max()) for m in generations]
+                for x, share, n in zip(places + offset, values, sizes, strict=True):
+                    ax.plot([x, x], _wilson(share, n), color="black", linewidth=0.9)
             ax.set_xticks(places, [m.split()[-1] for m in generations])
-            ax.set(xlabel="generation, recursive", ylabel="share of pictures right", title="By eye", ylim=(0, 1))
+            ax.set(
+                xlabel="generation, recursive",
+                ylabel="share of pictures right\n(higher is better)",
+                title="By eye",
+                ylim=(0, 1),
+            )
             ax.legend(frameon=False, loc="upper right")
         else:
             say(ax, "no pictures were\nchecked by eye")
@@ -212,6 +221,13 @@ def _truth(source: Source) -> Drawn:
     caption(figure, note)
     names = [{"arm": d, "metric": m} for m, d, _, _ in exact]
     return Drawn(figure, names + ([{"arm": "by eye"}] if generations else []))
+
+
+def _wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share of n."""
+    z = 1.96
+    middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
 
 
 FIGURES = {"damage": _damage, "size": _size, "truth": _truth}

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from mmcollapse.figures.house import (
     BETTER,
@@ -20,16 +19,19 @@ from mmcollapse.figures.house import (
     Source,
     caption,
     estimate,
+    every_arm,
     facts,
     grid,
     legend,
     nothing,
     pixels,
+    plain_arms,
     said,
     say,
     scalars,
     sheet,
     spread,
+    x_axis,
     y_axis,
 )
 from mmcollapse.figures.styles import ARM_STYLE, DPI, LETTERS, LINE, WIDTH
@@ -38,7 +40,7 @@ from mmcollapse.figures.wording import wrong_words
 ANCHORED = ("joint", "frozen-captioner", "frozen-generator", "original", "oracle", "noised")
 CLOSED = tuple(f"{arm}-closed" for arm in ANCHORED if arm != "original")
 ARMS = (*ANCHORED, *CLOSED, "gen0", "real")
-FOLLOWED = ("joint", "joint-closed", "frozen-captioner", "oracle")
+FOLLOWED = ("joint", "joint-closed", "frozen-captioner", "oracle", "gen0")
 
 
 def _panels() -> dict[str, Panel]:
@@ -59,26 +61,60 @@ def _set_panels() -> list[Panel]:
     answers = "share that answers to\nthe real prompt (higher is better)"
     agree = "distance of picture and caption\n(lower = they agree better)"
     return [
-        Panel("Set: pictures all right", answers, "all_right", "image", **own, scale="rate"),
-        Panel("Set: captions all right", answers, "all_right", "text", **own, scale="rate"),
-        Panel("Set: alignment P", agree, "P", "image", **own),
+        Panel("set, pictures all right", answers, "all_right", "image", **own, scale="rate"),
+        Panel("set, captions all right", answers, "all_right", "text", **own, scale="rate"),
+        Panel("set, alignment P", agree, "P", "image", **own),
     ]
 
 
+def _by_loop(panels: list[Panel], which: tuple[tuple[str, tuple[str, ...]], ...]) -> list[Panel]:
+    """The panels once for anchored loops and once for closed ones, each with the controls."""
+    short = [replace(p, title=TITLES.get(p.title, p.title)) for p in panels]
+    return [replace(p, title=f"{loop}: {p.title}", arms=arms) for loop, arms in which for p in short]
+
+
+TITLES = {  # in a narrow panel
+    "Generator all right": "generator right",
+    "Variance of pictures": "picture variance",
+    "Captioner all right": "captioner right",
+    "Variance of captions": "caption variance",
+}
+
+
+LOOPS = (("Anchored", (*ANCHORED, "gen0", "real")), ("Closed", (*CLOSED, "joint", "gen0", "real")))
+
+
 def _curves(source: Source) -> Drawn:
-    """Both models and their training set over generations."""
-    panels, sets = list(_panels().values()), _set_panels()
+    """Both models over generations."""
+    panels = _by_loop(list(_panels().values()), LOOPS)
+    about = (
+        "Pictures by one model, captions by the other, both trained on the pairs. Above, anchored (solid): real "
+        "prompts every generation; below, closed (dashed, hollow): the prompts are the captions of the generation "
+        "before, beside joint of the anchored loop. The models on test prompts and pictures, at guidance 1; captions "
+        "greedy (all right) and sampled (variance)."
+    )
+    return Drawn(grid(source, panels, 4, about, 5), [p.rows(source.table) for p in panels])
+
+
+def _sets(source: Source) -> Drawn:
+    """What they were trained on, over generations."""
+    panels = _by_loop(_set_panels(), LOOPS)
     whole = replace(source, table=_one_p(source.table))
     about = (
-        "Pictures by one model, captions by the other, both trained on the pairs. Anchored (solid): real prompts "
-        "every generation; closed (dashed, hollow): the prompts are the captions of the generation before. Above: "
-        "the models on test prompts and pictures (at guidance 1; greedy, variance sampled). Set: the pairs that they "
-        "were trained on, against the real prompts of the first generation; a set of captions is there only where a "
-        "captioner is trained."
+        "The pairs that each generation was trained on, against the real prompts of the first generation. Above, "
+        "anchored (solid): real prompts every generation; below, closed (dashed, hollow): the prompts are the captions "
+        "of the generation before. A set of captions is there only where a captioner is trained."
     )
-    figure = grid(whole, [*panels, *sets], 4, about, 5)
-    rows = [p.rows(source.table) for p in (*panels, *sets)]
-    return Drawn(figure, [*rows, rows[-1] | {"modality": "text"}])
+    rows = [p.rows(source.table) for p in panels]
+    return Drawn(grid(whole, panels, 3, about, 5), [*rows, *(r | {"modality": "text"} for r in rows[2::3])])
+
+
+def _every_arm(source: Source) -> Drawn:
+    """The supplement: every arm, one number each."""
+    panels = list(_panels().values())
+    panels = [replace(p, arms=plain_arms(source, p.modality)) for p in panels]
+    about = "Every arm, both models (pictures at guidance 1; captions greedy, their variance sampled)."
+    return every_arm(source, [panels[:2], panels[2:]], about)
 
 
 def _one_p(table: pd.DataFrame) -> pd.DataFrame:
@@ -100,7 +136,7 @@ def _fidelity_diversity(source: Source) -> Drawn:
         f"{said(source, 'late').capitalize()}."
     )
     note = textwrap.wrap(f"{about} {facts(source, list(panels.values()), False)}", LETTERS)
-    figure, axes = sheet(2, 2, note, 3, cell=3.3)
+    figure, axes = sheet(2, 2, note, 3, cell=3.4, below=0.55)
     shown = set()
     pairs = (("Generators", "varied", "right"), ("Captioners", "said", "said right"))
     for ax, (title, across, up) in zip(axes, pairs, strict=True):
@@ -141,20 +177,10 @@ def _points(ax, source: Source, across: Panel, up: Panel) -> set[str]:
             shown.add("world")
     y_axis(ax, up, "")
     ax.set_xscale("log")
-    _x_axis(ax, across, across.space(source.table))
+    x_axis(ax, across, across.space(source.table))
     ax.margins(0.08)
     sns.despine(ax=ax)
     return shown
-
-
-def _x_axis(ax, panel: Panel, space: str):
-    """As house.y_axis, of the other axis."""
-    low, high = ax.get_xlim()
-    ticks = [t for t in MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high) if low <= t <= high]
-    ax.xaxis.set_major_locator(FixedLocator(ticks))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.4g}"))
-    ax.set_xlabel(panel.label.replace("{space}", space).replace("\n", " "))
 
 
 # ---- drift of meaning
@@ -169,7 +195,7 @@ def _drift(source: Source) -> Drawn:
         return nothing("training pairs")
     number = _telling(frame, arms)
     frame = frame[frame.number == number]
-    generations = spread(frame.generation.unique(), 7)
+    generations = spread(frame.generation.unique(), 6)
     seed, prompt = int(frame.seed.iloc[0]), frame.prompt.iloc[0]
     pairs = {(r.arm, r.generation): (pixels(r.image), r.caption) for r in frame.itertuples()}
     note = textwrap.wrap(
@@ -177,7 +203,7 @@ def _drift(source: Source) -> Drawn:
         f"“{prompt}”. Underlined: words that say something else than this prompt; in italics: no sentence of the "
         "grammar. Joint: picture and caption by the generation before, from the real prompt every time; closed: from "
         "the caption before. "
-        f"n = 1 prompt, seed {seed}; {source.about}.",
+        f"n = 1 prompt, seed {seed}, generations {', '.join(map(str, generations))}; {source.about}.",
         LETTERS,
     )
 
@@ -253,4 +279,10 @@ def _words(ax, x: float, y: float, text: str, prompt: str, letters: int):
             ax.text(x + start * MONO, base, plain.strip(), **style)
 
 
-FIGURES = {"curves": _curves, "fidelity_diversity": _fidelity_diversity, "drift": _drift}
+FIGURES = {
+    "curves": _curves,
+    "sets": _sets,
+    "fidelity_diversity": _fidelity_diversity,
+    "arms": _every_arm,
+    "drift": _drift,
+}

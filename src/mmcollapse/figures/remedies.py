@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from dataclasses import replace
 
 import seaborn as sns
 
@@ -12,7 +13,9 @@ from mmcollapse.figures.house import (
     Panel,
     Source,
     by_arm,
+    every_arm,
     facts,
+    generations_wall,
     grid,
     handle,
     last_pictures,
@@ -20,7 +23,10 @@ from mmcollapse.figures.house import (
     level,
     nothing,
     over,
+    plain_arms,
     reference,
+    repeated,
+    repeats,
     right_and_varied,
     said,
     say,
@@ -43,15 +49,57 @@ def _shares(source: Source, kind: str = "") -> dict[float, str]:
 
 
 def _curves(source: Source) -> Drawn:
-    arms = (*KEPT, *_shares(source).values(), *CONTROLS)
-    panels = right_and_varied(arms, arms)
+    panels = []
+    for what, arms in (("Kept", KEPT), ("Real", ("recursive", *_shares(source).values()))):
+        every = (*arms, *CONTROLS)
+        panels += [
+            replace(p, title=f"{what}: {p.title[0].lower()}{p.title[1:]}") for p in right_and_varied(every, every)
+        ]
     about = (
         "Remedies against collapse. Recursive replaces: each generation is trained on the pairs of the one before "
-        "alone. Accumulate: on those of all generations so far and the real ones, with as many times the steps; "
-        "subsample: on N drawn from these, at equal steps. Real: that share of the N pairs is real, the same ones "
-        "every generation. Pictures at guidance 1; captions greedy (all right) and sampled (variance)."
+        "alone. Above, what is kept: accumulate, the pairs of all generations so far and the real ones, with as many "
+        "times the steps; synthetic only, without these; subsample, N drawn from all of these, at equal steps. Below: "
+        "that share of the N pairs is real, the same ones every generation. Pictures at guidance 1; captions greedy "
+        "(all right) and sampled (variance)."
     )
-    return Drawn(grid(source, panels, 2, about, 6), [p.rows(source.table) for p in panels])
+    return Drawn(grid(source, panels, 4, about, 6), [p.rows(source.table) for p in panels])
+
+
+def _every_arm(source: Source) -> Drawn:
+    """The supplement: every arm but the repeats on further base models."""
+    panels = right_and_varied(plain_arms(source, "image"), plain_arms(source, "text"))
+    about = (
+        "Every remedy: fresh, new real pairs every generation; alone, the synthetic pairs are left out, at equal "
+        "steps; N, another number of pairs. Pictures at guidance 1; captions greedy, their variance sampled."
+    )
+    return every_arm(source, [panels[:2], panels[2:]], about, "late")
+
+
+def _repeats(source: Source) -> Drawn:
+    """Whether remedies do on other base models what they do here."""
+    kinds = list(dict.fromkeys([*repeated(source, "generator"), *repeated(source, "captioner")]))
+    smallest = {"rate": 0.05, "log": 0.10}
+    panels = {panel: smallest[panel.scale] for panel in right_and_varied((), ())}
+    about = (
+        "What remedies save of what recursion loses, late, beside generation-0 and real data, and the same on further "
+        "base models. Pictures at guidance 1; captions greedy, their variance sampled."
+    )
+    return repeats(source, panels, ("subsample", "real-25%", "gen0", "real"), kinds, about)
+
+
+def _by_generation(source: Source) -> Drawn:
+    """Pictures by generation, a row an arm."""
+    arms = [*KEPT, *_shares(source).values(), "gen0", "real"]
+    frame = source.samples("image", "guidance 1", arms)
+    if frame.empty:
+        return nothing("pictures")
+    rows = {ARM_STYLE[arm]["label"]: (arm,) for arm in arms if (frame.arm == arm).any()}
+    note = (
+        "Pictures by generation under each remedy, at guidance 1, the same noise everywhere. A block is one test "
+        "prompt, first column: its real picture. n = {n} prompts, seed {seed}, generations {generations}; "
+        f"{source.about}."
+    )
+    return generations_wall(frame, rows, note)
 
 
 def _points(source: Source, panel: Panel, summary: str, names: dict[float, str]) -> dict:
@@ -119,10 +167,10 @@ def _by_share(source: Source) -> Drawn:
         "How many real pairs are enough? Late against the share of real pairs among the N: 0% is replace "
         "(recursive), 100% real data. Fixed: the same real pairs every generation, fresh: new ones. The real part "
         "alone: the synthetic pairs are left out, at equal steps, so where it lies above the others the synthetic "
-        f"part does not help. Horizontal: generation-0 data. {said(source, 'late').capitalize()}."
+        f"part does not help. Horizontal: the controls. {said(source, 'late').capitalize()}."
     )
     axis = ("real pairs, %", False, "no arm of this table mixes in real pairs")
-    return _over(source, lines, styles, ("gen0",), about, axis)
+    return _over(source, lines, styles, ("recursive", "real", "gen0"), about, axis)
 
 
 def _by_pairs(source: Source) -> Drawn:
@@ -175,4 +223,12 @@ def _wall(source: Source) -> Drawn:
     return Drawn(figure, [shown | {"seed": [-1, seed], "generation": [0, last], "index": list(prompts)}], samples=True)
 
 
-FIGURES = {"curves": _curves, "shares": _by_share, "pairs": _by_pairs, "wall": _wall}
+FIGURES = {
+    "curves": _curves,
+    "shares": _by_share,
+    "pairs": _by_pairs,
+    "repeats": _repeats,
+    "arms": _every_arm,
+    "wall": _wall,
+    "generations": _by_generation,
+}

@@ -13,20 +13,21 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mmcollapse import robustness
+from mmcollapse import robustness, stats
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.experiments import EXPERIMENTS
-from mmcollapse.figures.house import Drawn, Source, caption, handle, legend, provenance, say, sheet, spread
-from mmcollapse.figures.styles import LETTERS, LINE, WIDTH
+from mmcollapse.figures.house import Drawn, Source, caption, handle, legend, provenance, say, sheet, span, spread
+from mmcollapse.figures.styles import ARM_STYLE, LETTERS, LINE, WIDTH
 from mmcollapse.table import read_table
 
 OTHERS = tuple(name for name, arms in EXPERIMENTS.items() if arms is not None)
 PAPER = {"image": "fid", "text": "bleu4"}
 TITLES = {"image": "Pictures", "text": "Captions"}
+SHOWN = ("recursive", "alone", "joint", "real", "gen0")  # arms with the marker that they have in every figure
 EXPERIMENT_STYLE = {
     name: {"color": color, "marker": marker, "linestyle": "", "label": name[3:].replace("_", " ")}
     for name, color, marker in zip(
-        OTHERS, ("#8C1D40", "#4A7C2C", "#2E86C1", "#E59400", "#6A51A3"), ("o", "D", "s", "^", "v"), strict=True
+        OTHERS, ("#4D4D4D", "#3E8A4E", "#7A5195", "#9C5A1A", "#12828C"), ("p", "D", "X", "<", "v"), strict=True
     )
 }
 
@@ -48,6 +49,19 @@ class Tables(Source):
         if ("units", modality) not in self._known:
             self._known["units", modality] = robustness.units(self.tables, modality)
         return self._known["units", modality]
+
+    def data(self, modality: str, metric: str, space: str, without: str = "") -> pd.DataFrame:
+        """Predictor and outcome by arm and generation (robustness.frame), without the arms of one experiment."""
+        found = self.units(modality)
+        return robustness.frame(self.tables, modality, metric, space, found[found.experiment != without])
+
+    def failures(self, modality: str, metric: str, space: str, most: int = 5) -> pd.DataFrame:
+        """As robustness.failures, of units that are known already: the arms whose ranks differ most."""
+        data = self.data(modality, metric, space)
+        data = data.assign(predictor=robustness.sign_of(metric) * data.predictor)
+        ranks = data.groupby("generation")[["predictor", "outcome"]].rank()
+        far = (ranks.predictor - ranks.outcome).abs().sort_values(ascending=False, kind="stable")
+        return data.loc[far.index[:most]]
 
     def correlations(self, modality: str) -> pd.DataFrame:
         """Of every metric of the sets: as the experiment wrote it, else computed."""
@@ -109,7 +123,8 @@ def _about(source: Tables, modalities=("image", "text")) -> str:
             continue
         chains, generations = found.groupby(["experiment", "arm"]).ngroups, sorted(found.generation.unique())
         seeds = found.seed.nunique()
-        text = f"{TITLES[modality].lower()}: {chains} arms, {seeds} seed{'s' * (seeds != 1)}, generations "
+        text = f"{TITLES[modality].lower()}: {chains} arms, n = {span(found.n)} pairs a set, "
+        text += f"{seeds} seed{'s' * (seeds != 1)}, generations "
         parts.append(text + ", ".join(map(str, generations)))
     if source.missing:
         parts.append(f"not there yet: {', '.join(source.missing)}")
@@ -184,7 +199,7 @@ def _forest(ax, found: pd.DataFrame, paper: str):
     """A row a metric, the best predictor on top."""
     for y, row in enumerate(found.itertuples()):
         sign = robustness.sign_of(row.metric)
-        color = "#8C1D40" if sign > 0 else "#2E86C1"
+        color = "#333333"
         low, high = sorted((sign * row.low, sign * row.high))
         ax.plot([low, high], [y, y], color=color, linewidth=0.9, zorder=2)
         fill = color if row.metric == paper else "white"
@@ -212,8 +227,8 @@ def _scatter(source: Tables) -> Drawn:
         "Quality of a training set against what fresh base models lose by training on it (all right of the base "
         "minus theirs, on test prompts; mean over seeds and students), a point an arm. Of each modality first the "
         "paper's metric if it could be computed, then the best other one, by generation. Named: where the ranks by "
-        "quality and by loss differ most. rho: Spearman's, turned so that above 0 the metric predicts. "
-        + _about(source),
+        "quality and by loss differ most; recursive, real and generation-0 data in their own colours. rho: Spearman's, "
+        "turned so that above 0 the metric predicts, with its 95% interval over resampled arms. " + _about(source),
         LETTERS,
     )
     if not lines:
@@ -222,18 +237,21 @@ def _scatter(source: Tables) -> Drawn:
             ax.set_title(TITLES[modality])
             say(ax, textwrap.fill(_why(source, modality), 60))
         return Drawn(figure, [])
-    found = {line: robustness.frame(source.tables, *line, source.units(line[0])) for line in lines}
+    found = {line: source.data(*line) for line in lines}
     generations = sorted({int(g) for f in found.values() for g in f.generation})
     generations = [generations[k] for k in spread(range(len(generations)), 5)]
     panels = [(line, g) for line in lines for g in generations]
     columns = len(generations) if len(generations) > 1 else 2  # of one generation the metrics stand side by side
-    figure, axes = sheet(len(panels), columns, note, 1, cell=1.95, left=0.68)
-    shown, failed = set(), {line: robustness.failures(source.tables, *line) for line in lines}
+    figure, axes = sheet(len(panels), columns, note, 2, cell=2.2, left=0.68, below=0.6)
+    shown, failed = set(), {line: source.failures(*line) for line in lines}
     for ax, (line, g) in zip(axes, panels, strict=True):
         data, worst = found[line][found[line].generation == g], failed[line]
         shown |= _cloud(ax, data, worst[worst.generation == g], line, g)
     styles = [EXPERIMENT_STYLE[name] for name in OTHERS if name[:2] in shown]
-    legend(figure, (), 5, [handle(style) for style in styles])
+    arms = {arm[3:] for data in found.values() for arm in data.arm}
+    joined = {"recursive": ARM_STYLE["recursive"] | {"label": "recursive, alone or joint"}}
+    chains = {a: joined.get(a, ARM_STYLE[a]) | {"linestyle": ""} for a in ("recursive", "real", "gen0") if a in arms}
+    legend(figure, (), 4, [handle(style) for style in (*chains.values(), *styles)])
     return Drawn(figure, _rows(chosen))
 
 
@@ -248,12 +266,17 @@ def _cloud(ax, data: pd.DataFrame, failed: pd.DataFrame, line: tuple, g: int) ->
         part = data[data.arm.str.startswith(name[:2])]
         own = {k: v for k, v in style.items() if k != "label"}
         ax.plot(part.predictor, part.outcome, markersize=3.6, markeredgecolor="white", markeredgewidth=0.3, **own)
+    for arm in SHOWN:
+        part, style = data[data.arm.str.slice(3) == arm], ARM_STYLE[arm]
+        own = {"marker": style["marker"], "color": style["color"], "markersize": 5.5, "markeredgecolor": "black"}
+        ax.plot(part.predictor, part.outcome, linestyle="", markeredgewidth=0.5, zorder=4, **own)
     sign = robustness.sign_of(metric)
-    if len(data) > 2 and data.predictor.nunique() > 1 and data.outcome.nunique() > 1:
-        rho = data.predictor.corr(data.outcome, method="spearman") * sign
-        place = {"xytext": (0, 6), "textcoords": "offset points", "ha": "right", "fontsize": 6.5}
-        ax.annotate(f"rho {rho:+.2f}", (1, 1), xycoords="axes fraction", **place)
-    ax.set_xlabel(f"{metric}, {space} ({'lower' if sign > 0 else 'higher'} is better)")
+    if data.arm.nunique() > 3:
+        r = stats.rank_correlation(data)
+        low, high = sorted((sign * r.low, sign * r.high))
+        ends = "" if math.isnan(r.rho) else f"\nrho {sign * r.rho:+.2f} [{low:+.2f}, {high:+.2f}]"
+        ax.set_title(f"Generation {g}{ends}", fontsize=7)
+    ax.set_xlabel(f"{metric}, {space}\n({'lower' if sign > 0 else 'higher'} is better)")
     ax.set_ylabel(f"loss, {TITLES[modality].lower()} all right\n(lower is better)")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
     ax.margins(0.12)
@@ -263,15 +286,15 @@ def _cloud(ax, data: pd.DataFrame, failed: pd.DataFrame, line: tuple, g: int) ->
 
 
 def _name(ax, rows: pd.DataFrame):
-    """Names of arms at the side where there is more room, one above the other, each with a line to its point."""
+    """Names of arms at the other side of the panel, within it, one above the other, each with a line to its point."""
     ax.autoscale_view()
     before = -1.0
     for row in rows.itertuples():
         x, y = ax.transLimits.transform((row.predictor, row.outcome))
         right = x < 0.5
         before = y = min(max(y, before + 0.085), 1.0)
-        place = {"xytext": (min(x + 0.18, 0.6) if right else max(x - 0.18, 0.4), y), "textcoords": "axes fraction"}
-        place |= {"ha": "left" if right else "right", "va": "center", "fontsize": 5.5, "color": "#333333"}
+        place = {"xytext": (1.0 if right else 0.02, y), "textcoords": "axes fraction"}
+        place |= {"ha": "right" if right else "left", "va": "center", "fontsize": 5.5, "color": "#333333"}
         place["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.3}
         line = {"arrowstyle": "-", "linewidth": 0.4, "color": "#888888", "shrinkA": 0, "shrinkB": 2}
         ax.annotate(row.arm[3:], (row.predictor, row.outcome), arrowprops=line, **place)
@@ -282,25 +305,32 @@ def _leave_one_out(source: Tables) -> Drawn:
     chosen = {m: [] if _why(source, m) else source.chosen(m, 5) for m in TITLES}
     note = textwrap.wrap(
         "Does one experiment make the correlation? rho (turned: above 0 the metric predicts as it should) of the "
-        "paper's metric (first, filled) and the best others, of all arms, and without those of one experiment at a "
-        "time. " + _about(source),
+        "paper's metric (first, filled, with its 95% interval over resampled arms) and the best others, of all arms, "
+        "and without those of one experiment at a time (an arm that several share is of the first). " + _about(source),
         LETTERS,
     )
     figure, axes = sheet(2, 2, note, 0, cell=2.9, left=1.55)
     markers = ("o", "s", "^", "D", "v")
-    colors = ("#8C1D40", "#2E86C1", "#E59400", "#1B7F6B", "#6A51A3")
     for ax, modality in zip(axes, TITLES, strict=True):
         ax.set_title(TITLES[modality])
         if not chosen[modality]:
             say(ax, textwrap.fill(_why(source, modality), 44))
             continue
-        left = _left_out(source.tables, modality, chosen[modality])
-        names = list(left.pop("left out"))
-        for k, metric in enumerate(left):
-            face = colors[k] if k == 0 else "white"
-            style = {"marker": markers[k], "markersize": 5, "markerfacecolor": face, "color": colors[k]}
-            ax.plot(left[metric], np.arange(len(names)), linewidth=0.7, label=metric, **style)
-        labels = ["all arms" if name == "nothing" else f"without {EXPERIMENT_STYLE[name]['label']}" for name in names]
+        left = _left_out(source, modality, chosen[modality])
+        for k, (metric, space) in enumerate(chosen[modality]):
+            color, step = f"#{40 * k:02X}{40 * k:02X}{40 * k:02X}", 0.14 * (k - (len(chosen[modality]) - 1) / 2)
+            style = {
+                "marker": markers[k],
+                "markersize": 5 if k == 0 else 4,
+                "markerfacecolor": color if k == 0 else "white",
+            }
+            y, rho = np.arange(len(left)) + step, [rows[k][0] for rows in left.values()]
+            ax.plot(rho, y, linestyle="", color=color, label=f"{metric}, {space}", **style)
+            if k == 0:
+                for at, rows in zip(y, left.values(), strict=True):
+                    ax.plot(rows[0][1:], [at, at], color=color, linewidth=1.2, zorder=1)
+        names = list(left)
+        labels = [f"without {EXPERIMENT_STYLE[name]['label']}" if name else "all arms" for name in names]
         ax.set_yticks(range(len(names)), labels)
         ax.set_ylim(len(names) - 0.6, -0.4)
         ax.set_xlim(-1.05, 1.05)
@@ -311,25 +341,24 @@ def _leave_one_out(source: Tables) -> Drawn:
     return Drawn(figure, _rows(chosen))
 
 
-def _left_out(tables: dict[str, pd.DataFrame], modality: str, chosen: list[tuple[str, str]]) -> pd.DataFrame:
-    """As robustness.leave_one_out, but without the resampling of intervals, which takes minutes and is not shown."""
-    out = []
-    for name in ["", *tables]:
-        rest = {k: t for k, t in tables.items() if k != name}
-        try:
-            found = robustness.units(rest, modality)
-        except MMCollapseError:  # nothing remains
-            continue
-        row = {"left out": name or "nothing"}
-        for metric, space in chosen:
-            data = robustness.frame(rest, modality, metric, space, found)
-            ranks = (
-                data.groupby("generation")[["predictor", "outcome"]].corr("spearman").predictor.xs("outcome", level=1)
-            )
-            enough = data.arm.nunique() >= 4
-            row[f"{metric}, {space}"] = robustness.sign_of(metric) * ranks.mean(skipna=False) if enough else math.nan
-        out.append(row)
-    return pd.DataFrame(out)
+def _left_out(source: Tables, modality: str, chosen: list[tuple[str, str]]) -> dict[str, list[tuple]]:
+    """As robustness.leave_one_out: by the experiment that is left out ("" first), of every metric rho, turned, and of
+    the first its interval: resampling all takes minutes. An arm that several experiments share is of the first."""
+    out, there = {}, set(source.units(modality).experiment)
+    for name in ["", *(name for name in source.tables if name in there)]:
+        rows = []
+        for k, (metric, space) in enumerate(chosen):
+            data, sign, known = source.data(modality, metric, space, name), robustness.sign_of(metric), math.nan
+            low = high = math.nan
+            if data.arm.nunique() >= 4:
+                ranks = data.groupby("generation")[["predictor", "outcome"]].corr("spearman").predictor
+                known = sign * ranks.xs("outcome", level=1).mean(skipna=False)
+                if k == 0:
+                    r = stats.rank_correlation(data)
+                    low, high = sorted((sign * r.low, sign * r.high))
+            rows.append((known, low, high))
+        out[name] = rows
+    return out
 
 
 FIGURES = {"predictors": _predictors, "scatter": _scatter, "leave_one_out": _leave_one_out}

@@ -114,6 +114,30 @@ def _as_one(arm: str) -> dict:
     return _arm(style["color"], (0, (1, 1)), style["marker"], label, **hollow(style["color"]), linewidth=0.9)
 
 
+# How an arm is repeated, in the words of a row.
+REPEATS = {
+    "fresh": "fresh prompts",
+    "restart": "from the base every time",
+    "lr-half": "half the learning rate",
+    "lr-double": "double the learning rate",
+}
+_ZOO = ("2", "3", "4", "5", "v", "sdxl", "pixart", "sd3", "blip", "git", "vit-gpt2", "idefics")
+
+
+def _repeat(arm: str, kind: str) -> dict:
+    """An arm with another learning rate, or on another base model: paler, its marker filled with a grey of its own."""
+    style, name = ARM_STYLE[arm], kind.partition("-")[2]
+    kinds = (*REPEATS, *_ZOO)
+    k = kinds.index(kind) if kind in kinds else kinds.index(name) if name in kinds else len(kinds)
+    color, grey = mixed(style["color"], "#FFFFFF", 0.1 + 0.04 * k), f"{255 - 10 * k:02X}"
+    label = f"{style['label']}, {REPEATS.get(kind, f'on {kind}')}"
+    return _arm(
+        color, style["linestyle"], style["marker"], label, **hollow(color) | {"markerfacecolor": f"#{grey * 3}"}
+    )
+
+
+# Arms that are repeated on a further base model.
+FURTHER = re.compile(r"(recursive|real|gen0|subsample|real-\d+%)-((?:generator|captioner)-.+)")
 # pattern of the name of an arm: what makes a style of its parts
 FAMILIES = {
     re.compile(rf"({'|'.join(KNOBS)})-([\d.]+)(-gen0)?"): _knob,
@@ -122,6 +146,8 @@ FAMILIES = {
     re.compile(r"pool-(\d+)([a-j]?)"): _pool,
     re.compile(rf"({'|'.join(POPULATIONS)})-(\d+)"): _population,
     re.compile(r"(.+) as one"): _as_one,
+    re.compile(r"(recursive|real|gen0)-(lr-half|lr-double)"): _repeat,
+    FURTHER: _repeat,
     re.compile(r"(joint|frozen-captioner|frozen-generator|oracle|noised)-closed"): _closed,
 }
 
@@ -176,7 +202,8 @@ def in_order(arms) -> list[str]:
         parts = re.split(r"([\d.]+)", arm)
         numbers = tuple((part, float(number)) for part, number in zip(parts[::2], parts[1::2], strict=False))
         place = names.index(arm) if arm in names else len(names) - len(REFERENCES) - 0.5
-        return place, parts[-1] if arm not in names else "", numbers, arm
+        kind = parts[-1] if arm not in names and len(parts[-1]) > 1 else ""  # a letter alone comes after the number
+        return place, kind, numbers, arm
 
     return sorted(set(arms), key=key)
 

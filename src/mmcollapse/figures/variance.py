@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,21 @@ from scipy.stats import t
 
 from mmcollapse import claims, stats
 from mmcollapse.errors import MMCollapseError
-from mmcollapse.figures.house import EMBEDDING, Drawn, Panel, Source, caption, grid, nothing, pixels, spread, y_axis
+from mmcollapse.figures.house import (
+    EMBEDDING,
+    Drawn,
+    Panel,
+    Source,
+    caption,
+    facts,
+    grid,
+    nothing,
+    pixels,
+    repeated,
+    repeats,
+    spread,
+    y_axis,
+)
 from mmcollapse.figures.styles import ARM_STYLE, LETTERS, LINE, WIDTH
 
 TRAINED = ("recursive", "real", "gen0")
@@ -44,7 +59,7 @@ def image_panels(guidance: str) -> list[Panel]:
 def _generators(source: Source) -> Drawn:
     panels = image_panels("guidance 1")
     about = "Text-to-image chains, measured at guidance 1 (what was learned) on test prompts."
-    return Drawn(grid(source, panels, 4, about), [p.rows(source.table) for p in panels])
+    return Drawn(grid(source, panels, 4, about, 6), [p.rows(source.table) for p in panels])
 
 
 def _generators_as_used(source: Source) -> Drawn:
@@ -53,7 +68,7 @@ def _generators_as_used(source: Source) -> Drawn:
     guidance = others[0] if others else "guidance 1"  # the same setting twice if the default guidance is 1
     panels = image_panels(guidance)
     about = f"Text-to-image chains, measured at the default {guidance} (as used) on test prompts."
-    return Drawn(grid(source, panels, 4, about), [p.rows(source.table) for p in panels])
+    return Drawn(grid(source, panels, 4, about, 6), [p.rows(source.table) for p in panels])
 
 
 def _captioners(source: Source) -> Drawn:
@@ -101,12 +116,12 @@ def _more(source: Source) -> Drawn:
         "Text-to-image chains at guidance 1 (first six panels) and captioning chains (last six), by further metrics. "
         "Real captions are compared with one reference fewer, so CIDEr and ROUGE-L of chains may lie above theirs."
     )
-    return Drawn(grid(source, panels, 4, about), [p.rows(source.table) for p in panels])
+    return Drawn(grid(source, panels, 4, about, 6), [p.rows(source.table) for p in panels])
 
 
 def _drift(source: Source) -> Drawn:
     chains = ("recursive", "real", "gen0", "recursive-drift", "gen0-drift")
-    frozen = ("frozen-drift", "frozen-length", "frozen-temperature")
+    frozen = ("frozen-drift", "frozen-length", "frozen-temperature", "real", "gen0")
     columns = [
         ("matched", {"measurement": "sampled", "arms": chains}),
         ("drifting", {"measurement": "drifting", "arms": chains}),
@@ -127,7 +142,7 @@ def _drift(source: Source) -> Drawn:
         "Does caption variance grow by training or by decoding? Matched: chains measured by sampling at temperature "
         "1. Drifting: the same, measured under the decoding schedule that drifts with the generation. Frozen: a "
         "captioner that is never trained (the same in every seed) under the whole schedule, its length or its "
-        "temperature alone. One y axis a row."
+        "temperature alone, beside the controls under the whole schedule. One y axis a row."
     )
     figure = grid(source, panels, 3, about)
     axes = figure.axes
@@ -140,21 +155,45 @@ def _drift(source: Source) -> Drawn:
     return Drawn(figure, [p.rows(source.table) for p in panels])
 
 
+def _repeats(source: Source) -> Drawn:
+    """Whether the losses are there at other rates, prompts, starts and on other base models too."""
+    image = {"modality": "image", "measurement": "guidance 1", "arms": ()}
+    text = {"modality": "text", "arms": ()}
+    panels = {
+        Panel("Generators: variance", "", "nuisance_ratio", **image, scale="log"): 0.10,
+        Panel("Generators: all right", "", "all_right", **image, scale="rate"): 0.05,
+        Panel("Captioners: variance", "", "caption_variance", measurement="sampled", **text, scale="log"): 0.10,
+        Panel("Captioners: all right", "", "all_right", measurement="greedy", **text, scale="rate"): 0.05,
+    }
+    kinds = list(dict.fromkeys([*repeated(source, "generator"), *repeated(source, "captioner")]))
+    about = (
+        "What recursion loses, late, against generation-0 and real data, and the same when all three arms are repeated "
+        "with something changed. Variance: of nuisance factors within prompts (pictures at guidance 1), of embeddings "
+        "(captions, sampled); all right: pictures at guidance 1, captions greedy."
+    )
+    return repeats(source, panels, ("gen0", "real"), kinds, about)
+
+
 def _power(source: Source) -> Drawn:
     """What size of effect can be seen: the chance of *reproduced*, by true effect, spread between seeds and seeds."""
-    colors = {0.5: "#2E86C1", 1.0: "#E59400", 2.0: "#8C1D40"}
+    colors = {0.5: "#B8B8B8", 1.0: "#777777", 2.0: "#111111"}
+    marks = {0.5: "v", 1.0: "D", 2.0: "P"}
     lines = {5: (0, (5, 1.5)), 10: "-"}
     effects = np.linspace(0, 4, 17)
     apart = _spread_between_seeds(source.table)
     found = "; ".join(f"{name} {sd:.2g}" for name, sd in apart)
     note = textwrap.wrap(
-        "Share of simulated studies (20,000 a point) whose verdict on one contrast is 'reproduced', by the true effect "
+        "Share of simulated studies (5,000 a point) whose verdict on one contrast is 'reproduced', by the true effect "
         "in units of the smallest effect of interest S. Left: the claim that something changes (interval above 0, "
         "estimate at least S: an effect of exactly S is found at most every other time; at 0 are the false positives). "
         "Right: the claim that nothing is lost (interval above -S). Spread: standard deviation over seeds of the "
         "paired difference. "
-        + (f"In this table, in units of S: {found}. " if found else "In this table it is not known: one seed. ")
-        + f"Drawn for {source.about}.",
+        + (
+            f"In this table, primary contrasts in units of S: {found}. "
+            if found
+            else "In this table it is not known: one seed. "
+        )
+        + _about_table(source),
         LETTERS,
     )
     height = 2.95 + LINE * len(note) + 0.15
@@ -162,25 +201,33 @@ def _power(source: Source) -> Drawn:
     for k, (rule, title, sign) in enumerate((("above", "An effect is there", 1), ("not below", "Nothing is lost", -1))):
         ax = figure.add_axes(((0.65 + 4.9 * k) / WIDTH, 1 - 2.5 / height, 4.1 / WIDTH, 2.2 / height))
         for sd, color in colors.items():
+            mark = {"marker": marks[sd], "markersize": 3.5, "markevery": 2}
             for seeds, line in lines.items():
-                share = [stats.power(sign * e, sd, 1.0, seeds, rule) for e in effects]
+                share = [stats.power(sign * e, sd, 1.0, seeds, rule, draws=5000) for e in effects]
                 label = f"spread {sd:g} S, {seeds} seeds"
-                ax.plot(effects, share, color=color, linestyle=line, linewidth=1.4, label=label)
+                ax.plot(effects, share, color=color, linestyle=line, linewidth=1.4, label=label, **mark)
         ax.axvline(1, color="#333333", linewidth=0.8, linestyle=(0, (1, 1.6)))
         unit = "true effect / S" if sign > 0 else "true loss / S"
-        ax.set(title=title, xlabel=unit, ylabel="share of studies\n'reproduced'", ylim=(-0.02, 1.02))
+        label = "share of studies 'reproduced'\n(" + ("higher is better)" if sign > 0 else "1 where nothing is lost)")
+        ax.set(title=title, xlabel=unit, ylabel=label, ylim=(-0.02, 1.02))
         ax.legend(frameon=False, fontsize=6.5, loc="lower right" if sign > 0 else "upper right")
         sns.despine(ax=ax)
     caption(figure, note)
-    return Drawn(figure, [{"arm": list(TRAINED), "subset": "test"}])
+    return Drawn(figure, [{"arm": list(TRAINED), "subset": "test", "metric": "all_right"}])
+
+
+def _about_table(source: Source) -> str:
+    right = [Panel("", "", "all_right", m, d, TRAINED) for m, d in (("image", "guidance 1"), ("text", "greedy"))]
+    return f"The table: {facts(source, right, False)}"
 
 
 def _spread_between_seeds(table: pd.DataFrame) -> list[tuple[str, float]]:
     """(contrast, standard deviation over seeds / S) of the contrasts of the claims that the table answers."""
     found = []
     for claim in claims.answerable(table):
+        primary = tuple(part for part in claim.contrasts if part.part == "primary")
         try:
-            rows = claims.conclude(table, [claim])
+            rows = claims.conclude(table, [replace(claim, contrasts=primary)])
         except MMCollapseError:  # a table that lacks an endpoint altogether
             continue
         rows = rows[(rows.contrast != claims.EVERY) & rows.low.notna() & (rows.seeds > 1) & (rows.low < rows.high)]
@@ -258,8 +305,8 @@ def _captions(source: Source) -> Drawn:
     real = chains.drop_duplicates("number").set_index("number")
     seed = int(chains.seed.iloc[0])
     note = textwrap.wrap(
-        f"Greedy captions of the same {len(numbers)} test pictures by generation, seed {seed}, generations "
-        f"{', '.join(map(str, generations))}; {source.about}.",
+        f"Greedy captions of the same test pictures by generation. n = {len(numbers)} pictures, seed {seed}, "
+        f"generations {', '.join(map(str, generations))}; {source.about}.",
         LETTERS,
     )
 
@@ -315,6 +362,7 @@ FIGURES = {
     "more_metrics": _more,
     "power": _power,
     "drift": _drift,
+    "repeats": _repeats,
     "wall": _wall,
     "captions": _captions,
 }
