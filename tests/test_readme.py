@@ -38,9 +38,10 @@ def place(tmp_path_factory, smoke):
             "RUNS": smoke.folder / "runs",
             "RESULTS": smoke.folder / "results",
             "FIGURES": smoke.folder / "figures",
+            "SITE": folder / "site",
         },
         "photos": {"RUNS": folder / "runs", "RESULTS": folder / "results", "FIGURES": folder / "figures"}
-        | {"MODELS": folder / "models", "DATA": photos(folder / "photos")},
+        | {"SITE": folder / "site", "MODELS": folder / "models", "DATA": photos(folder / "photos")},
     }
 
 
@@ -87,6 +88,10 @@ def test_command(command, place, smoke):
             options["MODELS"] = place["folder"] / "zoo"
             shutil.copytree(ROOT / "data" / "models" / "scenes", options["MODELS"], symlinks=True)
     given = {k: v.strip('"') for k, v in given.items()}
+    if target in ("study", "plan"):
+        given.pop("PROFILE")
+    if target == "study":  # what the smoke run has made is taken over
+        given |= {"RESULTS": place["folder"] / "pieces", "BEFORE": options["RESULTS"]}
     if target == "trace" and given.get("PROFILE") == "study":  # what is shipped, only read
         options = {}
     if target == "reproduce" and "SET" in given:

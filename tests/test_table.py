@@ -1,12 +1,12 @@
 """The result table: canonical order, whole files, merging, completeness."""
 
-from math import inf, nan
+from math import inf, isnan, nan
 
 import pandas as pd
 import pytest
 
 from mmcollapse.errors import MMCollapseError
-from mmcollapse.table import COLUMNS, check_complete, merge, read_table, to_table, write_table
+from mmcollapse.table import COLUMNS, check_complete, merge, read_table, rounded, to_table, write_table
 
 ARMS = [("image", "recursive"), ("image", "real")]
 
@@ -133,3 +133,13 @@ def test_a_value_that_is_not_finite_is_named(value):
     changed[5] |= {"value": value}
     with pytest.raises(MMCollapseError, match="1 values are not finite, the first: .*'kid'"):
         complete(changed)
+
+
+def test_values_are_rounded_to_five_digits():
+    values = [0.123456789, -98765.4321, 0.0, 1.0, 3e-12, 0.8125, nan]
+    table = to_table([rows()[0] | {"seed": i, "value": v} for i, v in enumerate(values)])
+    kept = rounded(table)
+    assert kept.value[:-1].tolist() == pytest.approx(values[:-1], rel=8e-6) and isnan(kept.value.iloc[-1])
+    assert (kept.value.iloc[[2, 3, 5]] == table.value.iloc[[2, 3, 5]]).all()  # these need no more bits
+    assert not (kept.value.iloc[[0, 1, 4]] == table.value.iloc[[0, 1, 4]]).any()
+    pd.testing.assert_frame_equal(rounded(kept), kept)

@@ -145,6 +145,7 @@ def pretrain(args):
 def study(args):
     from mmcollapse.experiments import PRIORITY
     from mmcollapse.pool import at_once, open_pool
+    from mmcollapse.runner import refuse_shipped
     from mmcollapse.study import run_study
 
     if args.only and args.only not in PRIORITY:
@@ -154,6 +155,7 @@ def study(args):
     before = Path(args.before) if args.before else None
     if before and not before.is_dir():
         raise MMCollapseError(f"before={args.before!r}: there is no such folder")
+    refuse_shipped(settings)
     gpu = settings[names[0]].resolved_device() == "cuda"
     with open_pool(args.workers or at_once(gpu), gpu, args.minutes, args.scheduler or "") as pool:
         return 1 if run_study(settings, pool, before) else 0

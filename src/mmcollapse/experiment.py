@@ -44,7 +44,7 @@ from mmcollapse.models.oracle import Oracle
 from mmcollapse.protocol import ROLES, Member, Protocol
 from mmcollapse.settings import ROOT, Settings, as_dict
 from mmcollapse.store import Item, Store, load_pairs, save_pairs
-from mmcollapse.table import check_complete, merge, progress_path, read_table, to_table, write_table
+from mmcollapse.table import check_complete, merge, progress_path, read_table, rounded, to_table, write_table
 from mmcollapse.worlds import open_world
 
 
@@ -307,7 +307,7 @@ class Run:
         """Write RESULTS/<experiment>.parquet, .samples.parquet and .json of what there is so far."""
         rows = [*(self.world or []), *(row for done in self.dones for row in done.rows)]
         table = to_table([{"experiment": self.experiment, "claims": self.claims} | r for r in rows])
-        table = merge([self.known.table, table])
+        table = merge([self.known.table, rounded(table)])
         folder = self.settings.results_folder
         write_table(table, folder / f"{self.experiment}.parquet")
         shown = [shown for done in self.dones for shown in done.shown]

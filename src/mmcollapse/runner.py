@@ -78,10 +78,7 @@ def run(profile: str, changes: dict, only: str | None = None, jobs: int = 0) -> 
         raise MMCollapseError(f"jobs={jobs}: allowed are 1 or more, or 0 for as many as the cores bear")
     for name in names:
         arms_of(name, settings[name])
-        if (table := settings[name].results_folder / f"{name}.parquet").is_file() and _tracked(table):
-            raise MMCollapseError(
-                f"{_short(table)} is shipped, and no run writes over it: give another folder (RESULTS=...)"
-            )
+    refuse_shipped(settings)
     for name in ("SIGTERM", "SIGHUP"):  # like Ctrl-C: the kernel is ended too
         signal.signal(getattr(signal, name), signal.default_int_handler)
     try:
@@ -91,6 +88,15 @@ def run(profile: str, changes: dict, only: str | None = None, jobs: int = 0) -> 
         return 130
     report(outcomes, settings[names[0]])
     return 1 if any(o.problem for o in outcomes) else 0
+
+
+def refuse_shipped(settings: dict[str, Settings]):
+    """MMCollapseError: a table that git keeps would be written over. settings: by experiment."""
+    for name, s in settings.items():
+        if (table := s.results_folder / f"{name}.parquet").is_file() and _tracked(table):
+            raise MMCollapseError(
+                f"{_short(table)} is shipped, and no run writes over it: give another folder (RESULTS=...)"
+            )
 
 
 def at_once(settings: Settings) -> int:

@@ -46,10 +46,19 @@ def to_table(rows: list[dict]) -> pd.DataFrame:
     return table.sort_values(KEY, kind="stable").reset_index(drop=True)
 
 
+def rounded(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with values to 16 bits, five significant digits: far below the noise of any, and a study's table takes
+    a third of the space."""
+    mantissa, exponent = np.frexp(table.value)
+    return table.assign(value=np.ldexp(np.round(mantissa * 2**16) / 2**16, exponent))
+
+
 def write_table(table: pd.DataFrame, path: Path):
     """Write whole or not at all."""
-    buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False)
+    buffer, named = io.BytesIO(), [name for name in table.columns if name != "value"]
+    # bytes of one significance together: those of rounded values are mostly zeros
+    how = {"compression": "zstd", "compression_level": 15, "column_encoding": {"value": "BYTE_STREAM_SPLIT"}}
+    table.to_parquet(buffer, index=False, use_dictionary=named, **how)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, buffer.getvalue())
 

@@ -22,6 +22,7 @@ from mmcollapse.randomness import normal
 # Share of training samples whose caption is dropped, so that the same U-Net also learns the unconditional score that
 # classifier-free guidance needs (Ho and Salimans 2022; 0.1 as in Stable Diffusion).
 P_DROP = 0.1
+DECODED = 256  # pictures that the VAE decodes at once: its last layers take much memory
 READ = 16  # lists of prompts that are kept as the text encoders read them
 
 
@@ -254,9 +255,12 @@ class DiffusersGenerator:
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """Pictures (n, size, size, 3) uint8 of scaled latents (n, c, h, w)."""
-        pixels = self.pipe.vae.decode(latents / self.pipe.vae.config.scaling_factor + self._shift).sample
-        pixels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return pixels.permute(0, 2, 3, 1).cpu().numpy()
+        out = []
+        for part in latents.split(DECODED):
+            pixels = self.pipe.vae.decode(part / self.pipe.vae.config.scaling_factor + self._shift).sample
+            pixels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+            out.append(pixels.permute(0, 2, 3, 1).cpu().numpy())
+        return np.concatenate(out)
 
 
 def noising(scheduler, device: str):
