@@ -126,7 +126,7 @@ def test_what_a_gpu_makes_is_what_the_pipeline_makes(model, steps, guidance, mon
 
     theirs = model.make(PROMPTS, decoding, keys(3))
     same, other = np.abs(ours(PROMPTS) - theirs).max(), np.abs(ours(PROMPTS[::-1]) - theirs)[[0, 2]].max()
-    assert same < 1e-5 < 1e-3 < other < np.abs(theirs).max()
+    assert same < 1e-5 < 3e-4 < other < np.abs(theirs).max()
 
 
 def test_the_card_says_how_to_open_it(folder, name, tmp_path):

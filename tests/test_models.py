@@ -432,7 +432,9 @@ def test_captions_are_encoded_with_their_begin_and_end(captioner, batch):
     assert encoded["ids"][0, : len(words) + 2].tolist() == [begin, *words, end]
     assert encoded["labels"][0].tolist() == [-100, *words, end] + [-100] * (width - len(words) - 2)
     assert encoded["labels"].shape == (2, width) and (encoded["labels"][1, 1:] != -100).all()  # cut at the end
-    assert encoded["images"].dtype == torch.uint8
+    with torch.no_grad():  # what the frozen tower sees, as the loss would see it anew
+        looked = captioner.look(torch.from_numpy(batch.images[:2]))
+    assert torch.allclose(encoded["looked"], looked, atol=1e-5)
 
 
 # -- fine-tuning ----------------------------------------------------------------------------------------------------

@@ -161,7 +161,7 @@ def test_status_of_nothing(tmp_path, capsys):
     folders = ["--runs", str(tmp_path / "no"), "--results", str(tmp_path / "no"), "--figures", str(tmp_path / "no")]
     assert main(["status", "--profile", "smoke", *folders]) == 0
     said = capsys.readouterr().out
-    assert "in the table   0 of 3" in said and "0 of 8 figures" in said and "complete" not in said
+    assert "in the table   0 of 3" in said and "0 of 9 figures" in said and "complete" not in said
     assert not (tmp_path / "no").exists()  # looking changes nothing
 
 

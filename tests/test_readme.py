@@ -91,7 +91,7 @@ def test_command(command, place, smoke):
     if target in ("study", "plan"):
         given.pop("PROFILE")
     if target == "study":  # what the smoke run has made is taken over
-        given |= {"RESULTS": place["folder"] / "pieces", "BEFORE": options["RESULTS"]}
+        options |= {"RESULTS": place["folder"] / "pieces", "BEFORE": options["RESULTS"]}
     if target == "trace" and given.get("PROFILE") == "study":  # what is shipped, only read
         options = {}
     if target == "reproduce" and "SET" in given:

@@ -135,11 +135,11 @@ def test_a_value_that_is_not_finite_is_named(value):
         complete(changed)
 
 
-def test_values_are_rounded_to_five_digits():
+def test_values_are_rounded_to_six_digits():
     values = [0.123456789, -98765.4321, 0.0, 1.0, 3e-12, 0.8125, nan]
     table = to_table([rows()[0] | {"seed": i, "value": v} for i, v in enumerate(values)])
     kept = rounded(table)
-    assert kept.value[:-1].tolist() == pytest.approx(values[:-1], rel=8e-6) and isnan(kept.value.iloc[-1])
+    assert kept.value[:-1].tolist() == pytest.approx(values[:-1], rel=1e-6) and isnan(kept.value.iloc[-1])
     assert (kept.value.iloc[[2, 3, 5]] == table.value.iloc[[2, 3, 5]]).all()  # these need no more bits
     assert not (kept.value.iloc[[0, 1, 4]] == table.value.iloc[[0, 1, 4]]).any()
     pd.testing.assert_frame_equal(rounded(kept), kept)

@@ -671,7 +671,8 @@ class _Scored:
 
     def done(self):
         """The scores stay; the samples themselves are pruned unless the settings keep them."""
-        if self.study.settings.keep_pictures == "none" and not self.item.manifest.get("pruned"):
+        remade = "_pairs" in vars(self)  # had been pruned, and something asked for them once more
+        if self.study.settings.keep_pictures == "none" and (remade or not self.item.manifest.get("pruned")):
             self.study.store.prune(self.item)
 
 

@@ -50,7 +50,7 @@ MOST = 40  # mismatches that are listed
 # ---- what may differ
 
 
-ROUNDED = 2.0**-16  # relative: tables hold 16 bits of a value (see table.rounded)
+ROUNDED = 2.0**-20  # relative: tables hold 20 bits of a value (see table.rounded)
 AGGREGATE = 1e-9  # relative: the same numbers of the same rows, in another order of adding
 
 
