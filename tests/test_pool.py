@@ -12,7 +12,7 @@ import pytest
 
 from mmcollapse.__main__ import main
 from mmcollapse.errors import MMCollapseError
-from mmcollapse.experiment import Chain
+from mmcollapse.experiment import Chain, Done
 from mmcollapse.experiments import arms_of
 from mmcollapse.pool import Pool, cost, open_pool
 from mmcollapse.settings import load_settings
@@ -95,9 +95,55 @@ def test_no_chain_is_begun_that_would_not_end(monkeypatch):
     monkeypatch.setattr("mmcollapse.pool.time.monotonic", lambda: now)
     pool = Pool(None, until=now + 60)
     assert pool._fits(chains["accumulate"])  # nothing is known yet
-    pool.pace = 50 / cost(chains["recursive"])
+    pool.paces.append(50 / cost(chains["recursive"]))
     assert pool._fits(chains["recursive"]) and not pool._fits(chains["accumulate"])
     assert Pool(None)._fits(chains["accumulate"])
+
+
+class Future:
+    status = "finished"
+
+    def __init__(self, done: Done):
+        self.done = done
+
+    def result(self) -> Done:
+        return self.done
+
+
+class Finished(list):
+    """dask's as_completed, of futures that are done at once."""
+
+    add = list.append
+
+    def __next__(self):
+        return self.pop(0)
+
+
+@pytest.mark.parametrize("broken", ["", "joint"])
+def test_an_arm_that_copies_another_waits_for_it_and_falls_with_it(broken, monkeypatch):
+    settings, ran = load_settings("smoke", EXPERIMENT), {}
+    arms = {p.arm: p for p in arms_of(EXPERIMENT, settings)}
+
+    class Inline:
+        """A dask client whose two workers are this process."""
+
+        def wait_for_workers(self, n):
+            pass
+
+        def scheduler_info(self, n_workers):
+            return {"workers": {"one": {}, "two": {}}}
+
+        def submit(self, function, chain, errors, pure):
+            arm = chain.protocol.arm
+            ran[arm] = dict(errors)
+            told = {("joint", 0, 1): {"wrong": 1}} if chain.copied else {}
+            return Future(Done(chain, errors=told, failure="it diverged" if arm == broken else ""))
+
+    monkeypatch.setattr("distributed.as_completed", Finished)
+    chains = [Chain(EXPERIMENT, arms[name], 0, settings, name == "joint") for name in ("noised", "joint", "real")]
+    done = [d.chain.protocol.arm for d in Pool(Inline()).run(chains)]
+    assert done == ["joint", "real"] + ["noised"] * (not broken)
+    assert ran == {"joint": {}, "real": {}} | ({} if broken else {"noised": {("joint", 0, 1): {"wrong": 1}}})
 
 
 def test_mistakes_are_refused_by_name(capsys, tmp_path):

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -60,7 +61,7 @@ class Pool:
 
     def __init__(self, client, until: float | None = None):
         self.client, self.until = client, until
-        self.pace = 0.0  # seconds a unit of cost, of the slowest so far
+        self.paces: deque[float] = deque(maxlen=50)  # seconds a unit of cost, of the last chains: the first are slower
 
     def run(self, chains: list) -> Iterator:
         """experiment.Done of each experiment.Chain, as they come, begun in their order."""
@@ -78,8 +79,10 @@ class Pool:
                     waiting.remove(chain)
                     continue
                 key = (chain.protocol.noise_like, chain.seed)
-                if key[0] and any((c.protocol.arm, c.seed) == key for c in (*waiting, *running.values())):
-                    continue  # what it copies is not there yet
+                if key[0] and key not in errors:  # what it copies is not there yet, or is left for another run as well
+                    if all((c.protocol.arm, c.seed) != key for c in (*waiting, *running.values())):
+                        waiting.remove(chain)
+                    continue
                 theirs = errors.get(key, {})
                 future = self.client.submit(work, chain, theirs, pure=False)
                 waiting.remove(chain)
@@ -95,13 +98,14 @@ class Pool:
                     self.client.cancel(list(running))
                     raise error
             done = future.result()
-            self.pace = max(self.pace, done.seconds / cost(chain))
-            if chain.copied:
+            self.paces.append(done.seconds / cost(chain))
+            if chain.copied and not done.failure:
                 errors[chain.protocol.arm, chain.seed] = done.errors
             yield done
 
     def _fits(self, chain) -> bool:
-        return self.until is None or time.monotonic() + 1.1 * self.pace * cost(chain) < self.until
+        slowest = max(self.paces, default=0.0)
+        return self.until is None or time.monotonic() + 1.1 * slowest * cost(chain) < self.until
 
 
 def cost(chain) -> float:
@@ -128,7 +132,7 @@ def open_pool(workers: int, gpu: bool, minutes: float = 0.0, scheduler: str = ""
     with ExitStack() as stack:
         if scheduler:
             try:
-                client = stack.enter_context(Client(scheduler, timeout=30))
+                client = stack.enter_context(Client(scheduler, timeout=10))
             except OSError as error:
                 raise MMCollapseError(f"scheduler={scheduler!r}: no dask scheduler answers there ({error})") from error
         else:
