@@ -3,7 +3,6 @@ all. Under 3 minutes on 2 cores."""
 
 from __future__ import annotations
 
-import os
 import platform
 import tempfile
 import time
@@ -20,7 +19,7 @@ from mmcollapse.experiment import open_study
 from mmcollapse.metrics.images import frechet
 from mmcollapse.models.captioner import CaptionDecoding
 from mmcollapse.models.generator import ImageDecoding
-from mmcollapse.pool import at_once, open_pool
+from mmcollapse.pool import at_once, cores, open_pool
 from mmcollapse.settings import Settings
 from mmcollapse.speedup import speedups
 from mmcollapse.store import Store
@@ -36,11 +35,10 @@ def machine(device: str) -> str:
         if info.is_file()
         else []
     )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     on = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     return (
-        f"{names[0] if names else cpu} ({platform.machine()}), {cores} cores, device {on}, torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads, Python {platform.python_version()}"
+        f"{names[0] if names else cpu} ({platform.machine()}), {cores()} cores, device {on}, "
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, Python {platform.python_version()}"
     )
 
 
@@ -114,7 +112,7 @@ def paces(study: measure.Study) -> dict[str, float]:
             train(adapter.loss, parameters, data, adapter.draw, recipe, ("bench",))
 
         steps, one = 200 if gpu else 12, torch.get_num_threads()
-        for threads in dict.fromkeys((one, one if gpu else len(os.sched_getaffinity(0)))):
+        for threads in dict.fromkeys((one, one if gpu else cores())):
             torch.set_num_threads(threads)
             what = f"training the {role}, batch {settings.batch}" + ("" if gpu else f", threads {threads}")
             pace(what, steps * settings.batch, lambda w=work, s=steps: w(s), lambda w=work: w(1))

@@ -46,13 +46,17 @@ def _own_gpu():
         torch.cuda.set_device(name % torch.cuda.device_count())
 
 
+def cores() -> int:
+    """Cores that this process may use, where the system can say; else all of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def at_once(gpu: bool) -> int:
     """How many chains run side by side: one a core; on a GPU as many as share it without waiting for each other, and no
     more than there are cores."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(cores, SHARE * torch.cuda.device_count()) if gpu else cores
+    return min(cores(), SHARE * torch.cuda.device_count()) if gpu else cores()
 
 
 class Pool:

@@ -20,6 +20,7 @@ from pathlib import Path
 from mmcollapse.claims import say
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.experiments import EXPERIMENTS, arms_of, listed, seeds_of
+from mmcollapse.pool import cores
 from mmcollapse.protocol import ROLES
 from mmcollapse.settings import ROOT, Settings, load_settings
 from mmcollapse.stats import SEEDS_NEEDED
@@ -101,7 +102,7 @@ def refuse_shipped(settings: dict[str, Settings]):
 
 def at_once(settings: Settings) -> int:
     """How many notebooks run side by side: on a CPU one a core, for each computes on one; on a GPU one."""
-    return len(os.sched_getaffinity(0)) if settings.resolved_device() == "cpu" else 1
+    return cores() if settings.resolved_device() == "cpu" else 1
 
 
 def run_all(settings: dict[str, Settings], told: dict, jobs: int) -> list[Outcome]:
