@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env reproduce study figures plan report test lint lab pretrain sweep instruments freeze bench status trace verify clean clean-env FORCE
+.PHONY: help env reproduce study figures ship plan report test lint lab pretrain sweep instruments freeze bench status trace verify clean clean-env FORCE
 
 # Variables are taken from the command line only, never from the environment: what a command does shows in the command.
 # Nor does this make's command line reach a make that a test starts.
@@ -100,6 +100,10 @@ study: $(ENV)
 ## draw the figures again, from the tables in RESULTS alone
 figures: $(ENV)
 	$(PY) -m mmcollapse figures $(OPTIONS)
+
+## put the results in RESULTS where git keeps them, with the samples that figures show, and draw the figures
+ship: $(ENV)
+	$(PY) -m mmcollapse ship $(OPTIONS)
 
 ## a static site of verdicts, gates, figures, notebooks and provenance, in SITE
 report: $(ENV)

@@ -43,6 +43,15 @@ def figures(args):
         print(path)
 
 
+def ship(args):
+    from mmcollapse.ship import ship
+
+    settings = settings_without_data(args)
+    target = ROOT / "data" / "results" / settings.profile
+    size = sum(path.stat().st_size for path in ship(settings.results_folder, target, settings.figures_folder))
+    print(f"shipped {settings.results_folder} to {target} and {settings.figures_folder}: {size / 2**20:.1f} MiB")
+
+
 def report(args):
     from mmcollapse.report import report
 
@@ -165,6 +174,7 @@ COMMANDS = {
     run: "run the notebooks of a profile",
     study: "run all chains of a profile, many at once, without notebooks",
     figures: "draw the figures again, from the tables alone",
+    ship: "put results where git keeps them, with the samples that figures show",
     report: "make a static site of results, figures and executed notebooks",
     plan: "count what a profile comes to, before anything is run",
     status: "what is done and what is missing",

@@ -145,6 +145,13 @@ def claims_digest() -> str:
     return _digest(FILE)
 
 
+def frozen_digests() -> set[str]:
+    """Digests of the claims file that rows of one study may carry: as it is now, as it was frozen, and as deviations
+    have made it since. What was run is the same under all of them; the verdicts are those of the last."""
+    record = freezing()
+    return {claims_digest(), *(entry["digest"] for entry in ([record, *record["deviations"]] if record else []))}
+
+
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mmcollapse.claims import claims_digest
+from mmcollapse.claims import frozen_digests
 from mmcollapse.experiments import EXPERIMENTS
 from mmcollapse.loop import Study
 from mmcollapse.measure import GROUPS
@@ -127,7 +127,7 @@ def _differs(record: dict, table: pd.DataFrame, settings: Settings, study: Study
     for name, model in study.models.items():
         if record["models"].get(name, model.base.digest) != model.base.digest:
             return f"model {name!r}"
-    if set(table.claims) - {claims_digest()}:
+    if set(table.claims) - frozen_digests():
         return "claims file"
     return "" if record.get("semantics") == semantics() else "version of the code's meaning"
 

@@ -147,6 +147,7 @@ def open_pool(workers: int, gpu: bool, minutes: float = 0.0, scheduler: str = ""
                 n_workers=workers,
                 threads_per_worker=1,
                 local_directory=place,
+                preload=["mmcollapse.experiment"],  # takes as long to import as some generations to run
                 dashboard_address=None,
                 memory_limit=0,
                 silence_logs="ERROR",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mmcollapse.errors import MMCollapseError
@@ -21,19 +22,22 @@ def run_study(settings: dict[str, Settings], pool: Pool, before: Path | None = N
     kept, problems = {}, []
     runs = {name: Run(name, s, before, kept) for name, s in settings.items()}
     for run in runs.values():
-        run.measure_world()
         done = len(run.chains) - len(run.todo)
         print(f"{run.experiment}: {len(run.chains)} chains, {done} of them done by earlier runs", flush=True)
     progress = Progress(sum(len(run.todo) for run in runs.values()), max(s.generations for s in settings.values()))
     written, changed = time.monotonic(), set()
-    for done in pool.run([chain for run in runs.values() for chain in run.todo]):
-        runs[done.chain.experiment].add(done)
-        progress.chain(f"{done.chain.experiment} {done.chain.name}", done.seconds)
-        changed.add(done.chain.experiment)
-        if time.monotonic() - written > WRITTEN:
-            for name in changed:
-                runs[name].write({})
-            written, changed = time.monotonic(), set()
+    with ThreadPoolExecutor(1) as aside:  # real against real, while the workers are at the chains
+        worlds = [aside.submit(run.measure_world) for run in runs.values()]
+        for done in pool.run([chain for run in runs.values() for chain in run.todo]):
+            runs[done.chain.experiment].add(done)
+            progress.chain(f"{done.chain.experiment} {done.chain.name}", done.seconds)
+            changed.add(done.chain.experiment)
+            if time.monotonic() - written > WRITTEN:
+                for name in changed:
+                    runs[name].write({})
+                written, changed = time.monotonic(), set()
+        for world in worlds:
+            world.result()
     for run in runs.values():
         try:
             run.finish(progress.seconds)

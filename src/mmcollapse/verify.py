@@ -322,7 +322,7 @@ def check_table(results: Results, name: str, table: pd.DataFrame):
     if twice := int(table.duplicated(KEY).sum()):
         results.wrong("a", f"{name}: {_named(table[table.duplicated(KEY)].iloc[0])}", f"{twice + 1} rows", "1 row")
     frozen, hashes = claims.freezing(), set(table.claims)
-    known = {e["digest"] for e in [frozen, *frozen["deviations"]]} if frozen else {claims.claims_digest()}
+    known = claims.frozen_digests()
     if preview := hashes & {""}:
         results.say(f"    {name}: {verdicts.PREVIEW}")
     elif not frozen:

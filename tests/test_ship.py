@@ -1,0 +1,65 @@
+"""What is shipped of a run: less, and the same figures."""
+
+import pandas as pd
+import pytest
+
+from mmcollapse.errors import MMCollapseError
+from mmcollapse.figures.house import open_source
+from mmcollapse.ship import ship
+
+
+@pytest.fixture(scope="module")
+def shipped(smoke, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shipped")
+    return smoke.folder, folder, ship(smoke.folder / "results", folder / "results", folder / "figures")
+
+
+def test_tables_and_provenance_are_shipped_whole(shipped):
+    run, folder, written = shipped
+    for path in (run / "results").glob("0*.parquet"):
+        if ".samples" not in path.name:
+            for name in (path.name, path.with_suffix(".json").name):
+                assert (folder / "results" / name).read_bytes() == (run / "results" / name).read_bytes()
+    assert {"00_gates.parquet", "07_claims.parquet"} <= {path.name for path in written}
+    assert not list(folder.rglob("*.ipynb"))
+    assert all(path.is_file() for path in written) and len(set(written)) == len(written)
+
+
+def test_of_the_samples_those_that_a_figure_shows(shipped):
+    """The figures are those of the run, to the byte; `ship` looks, too."""
+    run, folder, _ = shipped
+    drawn = sorted(path.name for path in (folder / "figures").glob("*.png"))
+    assert drawn == sorted(path.name for path in (run / "figures").glob("*.png")) and len(drawn) > 20
+    for name in drawn:
+        assert (folder / "figures" / name).read_bytes() == (run / "figures" / name).read_bytes()
+    sizes = []
+    for path in (folder / "results").glob("*.samples.parquet"):
+        few, all_ = pd.read_parquet(path), pd.read_parquet(run / "results" / path.name)
+        assert (few.arm == "world").sum() == (all_.arm == "world").sum() > 0
+        assert list(few.columns) == list(all_.columns) and len(few) <= len(all_)
+        sizes.append(len(few) / len(all_))
+    assert min(sizes) < 0.7
+
+
+def test_samples_open_as_before(shipped):
+    import datasets
+
+    _, folder, _ = shipped
+    path = folder / "results" / "01_variance.samples.parquet"
+    data = datasets.load_dataset("parquet", data_files=str(path), cache_dir=str(folder / "cache"))["train"]
+    assert data[0]["image"].size == (64, 64)
+    assert not open_source(folder / "results", "01_variance").samples("image", "guidance 1", ["recursive"]).empty
+
+
+def test_mistakes_are_refused(tmp_path, smoke):
+    with pytest.raises(MMCollapseError, match="nothing to ship"):
+        ship(tmp_path, tmp_path / "to", tmp_path / "figures")
+    results = smoke.folder / "results"
+    with pytest.raises(MMCollapseError, match="is the folder of what is shipped"):
+        ship(results, results, tmp_path)
+
+
+def test_a_figure_that_would_change_is_refused(tmp_path, smoke, monkeypatch):
+    monkeypatch.setattr("mmcollapse.ship.selected", lambda frame, rows: frame.generation < 0)
+    with pytest.raises(MMCollapseError, match="needs samples that were left"):
+        ship(smoke.folder / "results", tmp_path / "to", tmp_path / "figures")
