@@ -78,3 +78,14 @@ def smoke(tmp_path_factory) -> Smoke:
     command += ["--runs", "runs", "--results", "results", "--figures", "figures"]
     run = subprocess.run(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=1800)
     return Smoke(folder, run.stdout, run.returncode)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    from browser import CHROMIUM, Browser
+
+    if not CHROMIUM:
+        pytest.skip("no Chromium here (Debian: apt install chromium)")
+    own = Browser(tmp_path_factory.mktemp("browser"))
+    yield own
+    own.close()

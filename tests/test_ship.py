@@ -16,10 +16,9 @@ def shipped(smoke, tmp_path_factory):
 
 def test_tables_and_provenance_are_shipped_whole(shipped):
     run, folder, written = shipped
-    for path in (run / "results").glob("0*.parquet"):
-        if ".samples" not in path.name:
-            for name in (path.name, path.with_suffix(".json").name):
-                assert (folder / "results" / name).read_bytes() == (run / "results" / name).read_bytes()
+    for path in (run / "results").glob("0*.*"):
+        if path.suffix in (".parquet", ".json") and ".samples" not in path.name:
+            assert (folder / "results" / path.name).read_bytes() == path.read_bytes()
     assert {"00_gates.parquet", "07_claims.parquet"} <= {path.name for path in written}
     assert not list(folder.rglob("*.ipynb"))
     assert all(path.is_file() for path in written) and len(set(written)) == len(written)

@@ -58,13 +58,10 @@ class Progress:
         self.live = not os.environ.get("TQDM_DISABLE") and (sys.stderr.isatty() or "ipykernel" in sys.modules)
         self.chains, self.total, self.done = chains, chains * (generations + 1), 0
         self.start = time.monotonic()
-        self.seconds: dict[str, float] = {}  # by stage
         self.reached: dict[str, int] = {}  # generations, by chain
-        self._now, self._since = "", self.start
         self.bar = tqdm(total=self.total, unit="generation", disable=not self.live)
 
     def stage(self, chain: str, generation: int, stage: str):
-        self.clock(stage)
         self.bar.set_postfix_str(f"{chain}, generation {generation}: {stage}")
         if not self.live:
             spent = time.monotonic() - self.start
@@ -74,15 +71,8 @@ class Progress:
                 flush=True,
             )
 
-    def clock(self, stage: str = ""):
-        """Book the time that has passed on the stage that ends, and begin another."""
-        if self._now:
-            self.seconds[self._now] = self.seconds.get(self._now, 0.0) + time.monotonic() - self._since
-        self._now, self._since = stage, time.monotonic()
-
     def chain(self, name: str, seconds: float):
         """A chain that ran elsewhere is done."""
-        self.clock("chains")
         each = self.total // max(1, self.chains)
         self.done += each
         self.bar.update(each)
@@ -95,12 +85,24 @@ class Progress:
 
     def generation(self, chain: str, generation: int, path: Path):
         """A generation is measured: count it, and note it in the file that `make status` reads."""
-        self.clock()
         self.done += 1
         self.bar.update()
         self.reached[chain] = generation
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, (json.dumps(self.reached, indent=1) + "\n").encode())
+
+
+class Clock:
+    """Seconds by stage: called with the stage that begins, or with nothing where one ends and none begins."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self._now, self._since = "", time.monotonic()
+
+    def __call__(self, stage: str = ""):
+        if self._now:
+            self.seconds[self._now] = self.seconds.get(self._now, 0.0) + time.monotonic() - self._since
+        self._now, self._since = stage, time.monotonic()
 
 
 def open_study(settings: Settings, protocols: Sequence[Protocol] = (), kept: dict | None = None):
@@ -221,7 +223,7 @@ class Chain:
 class Done:
     """What a chain leaves: rows of the table; shown, the samples to keep (item, prompts, what they are); kept, of what
     rows can be computed again (see kept.py); items that other chains may share; errors of its captions, where another
-    arm copies them; failure: what ended it, or ""."""
+    arm copies them; failure: what ended it, or ""; seconds, in all and by stage."""
 
     chain: Chain
     rows: list[dict] = field(default_factory=list)
@@ -231,12 +233,18 @@ class Done:
     errors: dict[tuple, dict] = field(default_factory=dict)
     failure: str = ""
     seconds: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
 
 
 def run_one(study: Study, tools: Instruments, chain: Chain, measured=lambda chain, generation: None) -> Done:
     """Run (or look up) a chain; measured(chain, generation) is called after each generation. StoreFull passes through;
     any other MMCollapseError ends this chain alone and is told in what is returned."""
     protocol, seed, done, began = chain.protocol, chain.seed, Done(chain), time.monotonic()
+    say, clock = study.say, Clock()
+
+    def timed(name, generation, stage):
+        clock(stage)
+        say(name, generation, stage)
 
     def measure(weights, g, sets):
         of = {"arm": protocol.arm, "seed": seed, "generation": g}
@@ -254,14 +262,20 @@ def run_one(study: Study, tools: Instruments, chain: Chain, measured=lambda chai
                     item, asked = tools.shown[name]
                     told = {"measurement": measurement, "modality": modality, "model": model}
                     done.shown.append((item, asked, of | told))
+        clock()
         measured(chain, g)
 
+    study.say = timed
     try:
         done.items = tuple(run_chain(study, protocol, seed, measure))
     except StoreFull:
         raise
     except MMCollapseError as error:
         done.failure = f"{chain.name}: {error}"
+    finally:
+        study.say = say
+        clock()
+    done.stages = clock.seconds
     done.errors = {key: errors for key, errors in study.errors.items() if key[:2] == (protocol.arm, seed)}
     done.seconds = time.monotonic() - began
     return done
@@ -288,14 +302,18 @@ class Run:
         print("".join(f"{line}\n" for line in self.known.refused), end="", flush=True)
         self.todo = [c for c in self.chains if (c.protocol.roles, c.protocol.arm, c.seed) not in self.known.chains]
         self.dones: list[Done] = []
-        self.world = None
+        self.world, self.stages = None, {"measuring": 0.0}  # seconds, summed over chains
 
     def measure_world(self):
         if not self.known.has_world and self.world is None:
+            began = time.monotonic()
             self.world = measure_world(self.study, self.tools)
+            self.stages["measuring"] += time.monotonic() - began
 
     def add(self, done: Done):
         self.dones.append(done)
+        for stage, spent in done.stages.items():
+            self.stages[stage] = self.stages.get(stage, 0.0) + spent
         if done.failure:
             print(f"FAILED: {done.failure}", file=sys.stderr, flush=True)
 
@@ -303,7 +321,7 @@ class Run:
     def failures(self) -> list[str]:
         return [done.failure for done in self.dones if done.failure]
 
-    def write(self, stages: dict[str, float]) -> pd.DataFrame:
+    def write(self) -> pd.DataFrame:
         """Write RESULTS/<experiment>.parquet, .samples.parquet and .json of what there is so far."""
         rows = [*(self.world or []), *(row for done in self.dones for row in done.rows)]
         table = to_table([{"experiment": self.experiment, "claims": self.claims} | r for r in rows])
@@ -321,18 +339,18 @@ class Run:
             time.monotonic() - self.began,
             protocols=[vars(p) for p in self.protocols],
             failures=self.failures,
-            stages={stage: round(spent, 1) for stage, spent in stages.items()},
+            stages={stage: round(spent, 1) for stage, spent in self.stages.items()},
             chains={done.chain.name: round(done.seconds, 1) for done in self.dones},
             runs=self.known.runs,  # that made what was taken over
             kept=write_kept(folder, self.experiment, sets_kept, self.before, set(table.hash)),
         )
         return table
 
-    def finish(self, stages: dict[str, float]) -> pd.DataFrame:
+    def finish(self) -> pd.DataFrame:
         """Write it all, give up what no other chain needs any more, and check that nothing is missing. MMCollapseError:
         a chain ended early."""
         self.study.retire(list({item.name: item for done in self.dones for item in done.items}.values()))
-        table, folder = self.write(stages), self.settings.results_folder
+        table, folder = self.write(), self.settings.results_folder
         progress_path(folder, self.experiment).unlink(missing_ok=True)
         if self.failures:
             raise MMCollapseError(
@@ -357,8 +375,7 @@ def run_experiment(experiment: str, settings: Settings) -> pd.DataFrame:
     path = progress_path(settings.results_folder, experiment)
     for chain in run.todo:
         run.add(run_one(run.study, run.tools, chain, lambda c, g: progress.generation(c.name, g, path)))
-    progress.clock()
-    return run.finish(progress.seconds)
+    return run.finish()
 
 
 def check_run(experiment: str, settings: Settings, table: pd.DataFrame | None = None):

@@ -34,13 +34,13 @@ def run_study(settings: dict[str, Settings], pool: Pool, before: Path | None = N
             changed.add(done.chain.experiment)
             if time.monotonic() - written > WRITTEN:
                 for name in changed:
-                    runs[name].write({})
+                    runs[name].write()
                 written, changed = time.monotonic(), set()
         for world in worlds:
             world.result()
     for run in runs.values():
         try:
-            run.finish(progress.seconds)
+            run.finish()
         except MMCollapseError as error:
             problems.append(str(error))
             print(f"mmcollapse: {error}", file=sys.stderr)
