@@ -40,6 +40,54 @@ def test_plain_is_plain_within_and_no_longer():
     assert graphs.recording(cuda)
 
 
+class Small(torch.nn.Module):
+    """All kinds of layers, words that are looked up in the weights that predict them, and a layer that is unused."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = torch.nn.Conv2d(3, 8, 3), torch.nn.GroupNorm(2, 8)
+        self.linear, self.unused = torch.nn.Linear(8, 16, bias=False), torch.nn.Linear(2, 2)
+        self.words, self.predicts = torch.nn.Embedding(5, 16), torch.nn.Linear(16, 5, bias=False)
+        self.predicts.weight = self.words.weight
+
+    def forward(self, images, ids):
+        seen = self.linear(self.norm(self.conv(images)).mean((2, 3)))
+        return self.predicts(torch.nn.functional.silu(seen + self.words(ids)))
+
+
+def test_castable_is_what_only_autocast_touches():
+    net = Small()
+    found = {id(p) for p in graphs.castable(net)}
+    named = {name for name, p in net.named_parameters() if id(p) in found}
+    assert named == {"conv.weight", "conv.bias", "linear.weight", "unused.weight", "unused.bias"}
+
+
+def test_weights_that_are_lowered_once_do_what_autocast_does():
+    torch.manual_seed(0)
+    net, found = Small(), []
+    images, ids = torch.randn(4, 3, 6, 6), torch.tensor([0, 3, 3, 1])
+    for parameters in ([], graphs.castable(net)):
+        net.zero_grad()
+        with graphs.lowered(parameters):
+            with torch.autocast("cpu", torch.bfloat16):
+                out = net(images, ids)
+            assert net.conv.weight.dtype == (torch.bfloat16 if parameters else torch.float32)
+            out.float().square().sum().backward()
+        assert all(p.dtype == torch.float32 for p in net.parameters())
+        found.append([out, *(p.grad for p in net.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1]) == 7  # the unused layer has no gradient
+    for a, b in zip(*found, strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b) and a.abs().sum() > 0
+
+
+def test_weights_are_whole_again_after_an_error():
+    net = Small()
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(ValueError), graphs.lowered(graphs.castable(net)):
+        raise ValueError
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(before, net.parameters(), strict=True))
+
+
 @GPU
 def test_a_recording_is_of_its_shapes_and_constants_and_few_are_kept():
     called = graphs.Recorded(lambda inputs, by: inputs["x"] * by)
@@ -105,7 +153,8 @@ def test_training_ends_at_the_same_weights(models_folder, world, name, dtype):
         some = world.sample("chain", range(start, start + 48))
         data = model.encode(some.images, [five[0] for five in some.captions])
         with way:
-            train(model.loss, values, data, model.draw, recipe, ("graphs",), recorded=recorded)
+            ways = {"recorded": recorded, "network": model.network}
+            train(model.loss, values, data, model.draw, recipe, ("graphs",), **ways)
         return [p.detach().clone() for p in values]
 
     for start in (0, 100):

@@ -424,7 +424,8 @@ def finetune(
         data = adapter.encode(images, captions)
         key = ("finetune", member.role, seed, generation, *own)
         values = list(model.parameters.values())
-        losses = train(adapter.loss, values, data, adapter.draw, recipe, key, recorded=model.recorded)
+        ways = {"recorded": model.recorded, "network": adapter.network}
+        losses = train(adapter.loss, values, data, adapter.draw, recipe, key, **ways)
         state = {name: p.detach().float().cpu().contiguous() for name, p in model.parameters.items()}
         save_file(state, folder / "weights.safetensors")
         digest = digest_arrays({name: t.numpy() for name, t in state.items()})

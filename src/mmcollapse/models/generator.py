@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from mmcollapse.errors import MMCollapseError
-from mmcollapse.graphs import Recorded, recording
+from mmcollapse.graphs import Recorded, castable, lowered, recording
 from mmcollapse.models import add_lora, folder_digest, trainable
 from mmcollapse.randomness import normal
 
@@ -124,7 +124,7 @@ class DiffusersGenerator:
         for part in self.pipe.components.values():
             if isinstance(part, torch.nn.Module):
                 part.requires_grad_(False)
-        self.denoiser = getattr(self.pipe, self.part).requires_grad_(True)
+        self.denoiser = self.network = getattr(self.pipe, self.part).requires_grad_(True)
         if device != "cpu":
             self.denoiser.to(memory_format=torch.channels_last)
         config = self.denoiser.config
@@ -239,7 +239,8 @@ class DiffusersGenerator:
             told = {name: torch.cat([self.nothing[name].expand_as(t), t]) for name, t in told.items()}
         scheduler.set_timesteps(steps)  # on the CPU
         latents = latents * getattr(scheduler, "init_noise_sigma", 1.0)
-        with self._autocast():
+        low = castable(self.denoiser) if recording(self.device) and self.dtype == "bfloat16" else []
+        with lowered(low), self._autocast():
             for t in scheduler.timesteps:
                 noisy = torch.cat([latents, latents]) if guidance > 1 else latents
                 if hasattr(scheduler, "scale_model_input"):

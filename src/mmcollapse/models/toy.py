@@ -19,7 +19,7 @@ SIDE = 32  # a toy picture of 32x32x3 bytes holds the 768 float32 numbers of one
 class Gaussian:
     """768 independent one-dimensional Gaussians, starting at mean 0 and variance 1; the interface of a generator."""
 
-    kind, digest = "generator", "toy-gaussian-1"
+    kind, digest, network = "generator", "toy-gaussian-1", None
 
     def __init__(self):
         n = SIDE * SIDE * 3 // 4
