@@ -42,6 +42,8 @@ SCHEDULER =
 STAGES =
 ## for make trace: a row of the result table
 ROW =
+## for make trace: the id of a claim, such as C1
+CLAIM =
 ## for make trace: a figure file
 FIGURE =
 ## for make verify: only some of its parts a to d, such as PARTS=a,c; empty: all
@@ -117,9 +119,9 @@ plan: $(ENV)
 status: $(ENV)
 	@$(PY) -m mmcollapse status $(OPTIONS)
 
-## from a number or figure to its run: ROW=... or FIGURE=...
+## from a number, figure or verdict to its run: ROW=..., FIGURE=... or CLAIM=...
 trace: $(ENV)
-	@$(PY) -m mmcollapse trace $(OPTIONS) $(call option,ROW,row) $(call option,FIGURE,figure)
+	@$(PY) -m mmcollapse trace $(OPTIONS) $(call option,ROW,row) $(call option,FIGURE,figure) $(call option,CLAIM,claim)
 
 ## compute the numbers in RESULTS again on this machine, and fail where one does not match
 verify: $(ENV)

@@ -80,7 +80,7 @@ class ToyOracle:
 class Toy:
     """What both kinds share: four weights, pulled towards the pairs. calls: what was made and encoded, in order."""
 
-    image_size = 8
+    image_size, network = 8, None
 
     def __init__(self, name: str):
         self.name, self.digest = name, f"toy-{name}"

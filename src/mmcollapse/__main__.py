@@ -78,7 +78,8 @@ def trace(args):
     from mmcollapse.runner import chosen
     from mmcollapse.trace import trace
 
-    print(trace(settings_without_data(args), chosen(args.only)[0], args.row or "", args.figure or ""))
+    asked = {name: getattr(args, name) or "" for name in ("row", "figure", "claim")}
+    print(trace(settings_without_data(args), chosen(args.only)[0], **asked))
 
 
 def verify(args):
@@ -217,6 +218,7 @@ def main(argv: list[str] | None = None) -> int:
     parsers[report].add_argument("--site", default="site", help="folder of the site")
     parsers[trace].add_argument("--row", help="a row's number, its hash, or a filter such as 'arm=real generation=2'")
     parsers[trace].add_argument("--figure", help="a figure file")
+    parsers[trace].add_argument("--claim", help="the id of a claim, such as C1: the rows that its verdict rests on")
     parsers[verify].add_argument("--parts", help="comma-separated, of a, b, c, d; default: all")
     parsers[verify].add_argument("--every", action="store_true", help="in b all base models, decodings and subsets")
     p = parsers[pretrain]

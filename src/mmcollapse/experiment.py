@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mmcollapse.alarms import Watch
 from mmcollapse.claims import claims_digest
 from mmcollapse.digests import digest_of
 from mmcollapse.disk import write_whole
@@ -82,6 +83,10 @@ class Progress:
             f"[{self.done // each}/{self.chains}] {name}: {seconds:.0f} s ({spent:.0f} s, about {left:.0f} s to go)",
             flush=True,
         )
+
+    def note(self, line: str):
+        """A line beside the bar."""
+        self.bar.write(line) if self.live else print(line, flush=True)
 
     def generation(self, chain: str, generation: int, path: Path):
         """A generation is measured: count it, and note it in the file that `make status` reads."""
@@ -236,9 +241,9 @@ class Done:
     stages: dict[str, float] = field(default_factory=dict)
 
 
-def run_one(study: Study, tools: Instruments, chain: Chain, measured=lambda chain, generation: None) -> Done:
-    """Run (or look up) a chain; measured(chain, generation) is called after each generation. StoreFull passes through;
-    any other MMCollapseError ends this chain alone and is told in what is returned."""
+def run_one(study: Study, tools: Instruments, chain: Chain, measured=lambda chain, generation, rows: None) -> Done:
+    """Run (or look up) a chain; measured(chain, generation, rows) is called after each generation. StoreFull passes
+    through; any other MMCollapseError ends this chain alone and is told in what is returned."""
     protocol, seed, done, began = chain.protocol, chain.seed, Done(chain), time.monotonic()
     say, clock = study.say, Clock()
 
@@ -254,7 +259,8 @@ def run_one(study: Study, tools: Instruments, chain: Chain, measured=lambda chai
         done.kept += sets_kept
         if has_students(chain.settings, seed, g):
             found += run_students(study, tools, protocol, g, sets, seed)
-        done.rows += [r | of for r in found]
+        found = [r | of for r in found]
+        done.rows += found
         if seed == chain.settings.first_seed:
             kept = {(r["hash"], r["measurement"], r["modality"], r["model"]) for r in found}
             for name, measurement, modality, model in sorted(kept):
@@ -263,7 +269,7 @@ def run_one(study: Study, tools: Instruments, chain: Chain, measured=lambda chai
                     told = {"measurement": measurement, "modality": modality, "model": model}
                     done.shown.append((item, asked, of | told))
         clock()
-        measured(chain, g)
+        measured(chain, g, found)
 
     study.say = timed
     try:
@@ -316,6 +322,12 @@ class Run:
             self.stages[stage] = self.stages.get(stage, 0.0) + spent
         if done.failure:
             print(f"FAILED: {done.failure}", file=sys.stderr, flush=True)
+
+    @property
+    def reference(self) -> list[dict]:
+        """Rows of real data, once they are measured."""
+        known = self.known.table
+        return self.world or known[known.arm == "world"].to_dict("records")
 
     @property
     def failures(self) -> list[str]:
@@ -372,9 +384,15 @@ def run_experiment(experiment: str, settings: Settings) -> pd.DataFrame:
     run.study.say = progress.stage
     progress.stage("world", 0, "measuring")
     run.measure_world()
-    path = progress_path(settings.results_folder, experiment)
+    path, watch = progress_path(settings.results_folder, experiment), Watch(run.reference, settings.generations)
+
+    def measured(chain: Chain, generation: int, rows: list[dict]):
+        progress.generation(chain.name, generation, path)
+        for line in watch(chain.name, generation, rows):
+            progress.note(line)
+
     for chain in run.todo:
-        run.add(run_one(run.study, run.tools, chain, lambda c, g: progress.generation(c.name, g, path)))
+        run.add(run_one(run.study, run.tools, chain, measured))
     return run.finish()
 
 

@@ -8,8 +8,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pandas as pd
+
+from mmcollapse.alarms import sounded, thresholds
 from mmcollapse.errors import MMCollapseError
-from mmcollapse.experiment import Progress, Run
+from mmcollapse.experiment import Done, Progress, Run
 from mmcollapse.pool import Pool
 from mmcollapse.settings import Settings
 
@@ -31,6 +34,8 @@ def run_study(settings: dict[str, Settings], pool: Pool, before: Path | None = N
         for done in pool.run([chain for run in runs.values() for chain in run.todo]):
             runs[done.chain.experiment].add(done)
             progress.chain(f"{done.chain.experiment} {done.chain.name}", done.seconds)
+            if told := alarms(runs[done.chain.experiment], done):
+                progress.note(f"    alarms: {', '.join(told)}")
             changed.add(done.chain.experiment)
             if time.monotonic() - written > WRITTEN:
                 for name in changed:
@@ -45,3 +50,14 @@ def run_study(settings: dict[str, Settings], pool: Pool, before: Path | None = N
             problems.append(str(error))
             print(f"mmcollapse: {error}", file=sys.stderr)
     return problems
+
+
+def alarms(run: Run, done: Done) -> list[str]:
+    """Which alarms sounded in a chain, and since when; none as long as real data were not measured."""
+    if not run.reference or not done.rows:
+        return []
+    planned = run.settings.generations
+    found = sounded(pd.DataFrame(done.rows), planned, thresholds(pd.DataFrame(run.reference), planned))
+    several = found.model.nunique() > 1
+    found = found[found.generation.notna()]
+    return [f"{r.alarm}{f' ({r.model})' if several else ''} since {r.generation:.0f}" for r in found.itertuples()]

@@ -1,4 +1,5 @@
-"""From a number or a figure to the run that made it: folders in the store, parents up to the base model, settings."""
+"""From a number, a figure or a verdict to the run that made it: folders in the store, parents up to the base model,
+settings."""
 
 from __future__ import annotations
 
@@ -18,16 +19,22 @@ from mmcollapse.table import COLUMNS, read_table
 MOST = 5  # measured sets that one call traces
 
 
-def trace(settings: Settings, experiment: str, row: str = "", figure: str = "") -> str:
-    """What is known of a row of the result table, or of the rows that a figure shows, as text.
+def trace(settings: Settings, experiment: str, row: str = "", figure: str = "", claim: str = "") -> str:
+    """What is known of a row of the result table, of the rows that a figure shows, or of those that a verdict rests on,
+    as text.
 
     row: a number (counted from 0), the beginning of a `hash`, or a filter such as "arm=recursive generation=2".
-    figure: one of the files of a figure. Works for things whose files were pruned: their manifests stay."""
-    if bool(row) == bool(figure):
+    figure: one of the files of a figure. claim: the id of a claim, such as "C1". Works for things whose files were
+    pruned: their manifests stay."""
+    if sum(map(bool, (row, figure, claim))) != 1:
         raise MMCollapseError(
-            "trace needs a row or a figure: ROW=12, ROW='arm=real metric=all_right' or FIGURE=file.png"
+            "trace needs a row, a figure or a claim: ROW=12, ROW='arm=real metric=all_right', FIGURE=file.png or "
+            "CLAIM=C1"
         )
-    if figure:
+    if claim:
+        lines, experiment, rows = _of_claim(claim, settings.results_folder)
+        path = settings.results_folder / f"{experiment}.parquet"
+    elif figure:
         lines, experiment, path, rows = _of_figure(Path(figure), settings.results_folder)
     else:
         path = settings.results_folder / f"{experiment}.parquet"
@@ -95,8 +102,8 @@ def _of_figure(file: Path, results: Path) -> tuple[list[str], str, Path, pd.Data
     tables = [name for name in names if EXPERIMENTS.get(name)] or [n for n in names if n == "00_instruments"]
     if not tables:
         raise MMCollapseError(
-            f"{file} shows verdicts, which are computed from the tables of 01 to 06: trace a row of one of them (make "
-            "trace ONLY=01_variance ROW=...), or one of their figures"
+            f"{file} shows verdicts, which are computed from the tables of 01 to 06: trace one of them (make trace "
+            "CLAIM=C1), a row of a table (ONLY=01_variance ROW=...), or one of its figures"
         )
     experiment = tables[0]
     path = places[0].with_name(f"{experiment}.parquet")
@@ -110,6 +117,39 @@ def _of_figure(file: Path, results: Path) -> tuple[list[str], str, Path, pd.Data
     if not shown.any():
         raise MMCollapseError(f"{path} has none of the rows that {file} was drawn from")
     return lines, experiment, path, table[shown]
+
+
+def _of_claim(name: str, results: Path) -> tuple[list[str], str, pd.DataFrame]:
+    """A claim with its verdict and, contrast by contrast, the rows that it rests on: lines, experiment, rows."""
+    from mmcollapse import claims
+    from mmcollapse.verify import named_rows, rows_of
+
+    known = {claim.id: claim for claim in claims.all_claims()}
+    if name not in known:
+        raise MMCollapseError(f"claim={name!r}: the claims are {', '.join(known)}")
+    claim, experiment = known[name], known[name].experiments[0]
+    table = read_table(results / f"{experiment}.parquet")
+    tables = {
+        e: read_table(results / f"{e}.parquet") for e in claim.experiments if (results / f"{e}.parquet").is_file()
+    }
+    judged = claims.conclude(tables, [claim]).set_index("contrast")
+    lines, parts = [f"{claim.id}: {claim.text}: {judged.verdict[claims.EVERY]}"], []
+    for part in claim.contrasts:
+        if isinstance(part, claims.Correlation):
+            own = table[(table.metric == part.endpoint.metric) & (table.modality == part.endpoint.modality)]
+        elif (part := claims.resolve(part, table)[0]) is None:
+            continue
+        else:
+            own = rows_of(table, part, int(table.generation.max()))
+        if part.name in judged.index and len(own):
+            row = judged.loc[part.name]
+            found = "" if pd.isna(row.effect) else f" {row.effect:+.3g} ({row.low:+.3g} to {row.high:+.3g})"
+            lines += [f"  {part.part}, {part.name}:{found} {row.verdict}", f"    {named_rows(experiment, part, own)}"]
+            parts.append(own)
+    if not parts:
+        raise MMCollapseError(f"claim={name!r}: {results / f'{experiment}.parquet'} has none of the rows that it needs")
+    rows = pd.concat(parts)
+    return lines, experiment, rows[~rows.index.duplicated()].sort_index()
 
 
 def _over_seeds(rows: pd.DataFrame) -> list[str]:

@@ -416,13 +416,18 @@ def _check_part(results: Results, claim: claims.Claim, part: Contrast | Correlat
     if name in results.tables:
         results.mark("a", name, rows.index)
     if contrast.part == "primary":
-        arms, over = ", ".join(dict.fromkeys(t.arm for t in contrast.terms)), sorted(set(rows.generation))
-        told = [f"experiment={name} arm in ({arms})", *_ends(contrast.endpoint)]
-        told += [f"generation {over[0]}-{over[-1]}", f"seed {rows.seed.min()}-{rows.seed.max()}: {len(rows)} rows"]
-        results.say(f"    {claim.id}, {contrast.name}: {row.verdict}; rows: {' '.join(told)}")
+        results.say(f"    {claim.id}, {contrast.name}: {row.verdict}; {named_rows(name, contrast, rows)}")
     for what, value in zip(("effect", "low", "high"), by_hand(rows, contrast, planned), strict=True):
         if not _close(row[what], value):
             results.wrong("a", f"{claim.id}, {contrast.name}: {what}, by hand", row[what], value, AGGREGATE)
+
+
+def named_rows(experiment: str, part: Contrast | Correlation, rows: pd.DataFrame) -> str:
+    """The rows of a contrast in words."""
+    arms = ", ".join(dict.fromkeys(t.arm for t in part.terms)) if isinstance(part, Contrast) else "all"
+    told = [f"rows: experiment={experiment} arm in ({arms})", *_ends(part.endpoint)]
+    told += [f"generation {rows.generation.min()}-{rows.generation.max()}"]
+    return " ".join([*told, f"seed {rows.seed.min()}-{rows.seed.max()}: {len(rows)} rows"])
 
 
 def _ends(e: Endpoint) -> list[str]:

@@ -14,6 +14,7 @@ from scipy.stats import t
 
 from mmcollapse import claims, stats
 from mmcollapse.errors import MMCollapseError
+from mmcollapse.figures import alarms
 from mmcollapse.figures.house import (
     EMBEDDING,
     Drawn,
@@ -365,4 +366,5 @@ FIGURES = {
     "repeats": _repeats,
     "wall": _wall,
     "captions": _captions,
+    "alarms": alarms.draw,
 }

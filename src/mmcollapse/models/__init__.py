@@ -2,7 +2,8 @@
 
 Both offer: `make` (pictures from captions / captions from pictures), `encode` (real or synthetic pairs to training
 tensors, once a set), `draw` and `loss` (what `train.train` needs), `network` (the module that is trained), `trainable`
-(name -> parameter), `prepare` (full fine-tuning or LoRA), and `digest` (of the weights that were loaded). Stable Diffusion and BLIP-2 differ only in here.
+(name -> parameter), `prepare` (full fine-tuning or LoRA), and `digest` (of the weights that were loaded). Stable
+Diffusion and BLIP-2 differ only in here.
 """
 
 from __future__ import annotations
