@@ -73,6 +73,8 @@ def _damage(source: Source) -> Drawn:
                 if mean.nunique() > 1:
                     values[i, j] = worse * spearmanr(rows.measurement.astype(float), rows.value).statistic
                     ends = f"{mean.iloc[0]:.3g} to {mean.iloc[-1]:.3g}"
+                    if len(ends) > 16:  # wider than its cell
+                        ends = f"{mean.iloc[0]:.1g} to {mean.iloc[-1]:.1g}"
                     ax.text(j, i + 0.27, ends, ha="center", va="center", fontsize=3.9, color="#333333")
                     ax.text(j, i - 0.14, f"{values[i, j]:+.2f}", ha="center", va="center", fontsize=6)
         ax.imshow(np.ma.masked_invalid(values), cmap="PuOr_r", vmin=-1.35, vmax=1.35, aspect="auto")
