@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env reproduce study figures ship plan report test lint lab pretrain sweep instruments freeze bench status trace verify clean clean-env FORCE
+.PHONY: help env reproduce study figures ship plan report rate check test lint lab pretrain fetch sweep instruments freeze bench status trace verify clean clean-env FORCE
 
 # Variables are taken from the command line only, never from the environment: what a command does shows in the command.
 # Nor does this make's command line reach a make that a test starts.
@@ -40,6 +40,14 @@ BEFORE =
 SCHEDULER =
 ## for make pretrain: only these, such as generator-v,score; empty: all that are missing
 STAGES =
+## for make fetch: 1: only say what would be fetched
+DRY =
+## for make fetch: https://... instead of the hub, HOST=https://... of another host
+MIRROR =
+## for make fetch: a folder like data/, such as another checkout's, instead of a network
+FROM =
+## for make fetch: only these, such as clip,coco-2017; empty: what PROFILE needs
+WHAT =
 ## for make trace: a row of the result table
 ROW =
 ## for make trace: the id of a claim, such as C1
@@ -50,6 +58,18 @@ FIGURE =
 PARTS =
 ## for make verify: yes: in part b all base models and subsets (many minutes)
 EVERY =
+## for make rate: two or more, such as recursive,real; or a=folder,b=folder of pictures
+ARMS =
+## for make rate: the generation of the pictures; empty: the last
+GENERATION =
+## for make rate: tasks of each of its three questions; empty: 24, if there are as many
+TASKS =
+## for make check: folders or Parquet files of pictures, generation 0 first
+GENS =
+## for make check: real pictures, a folder or a Parquet file; empty: none
+REAL =
+## for make check: inception, clip or dino; empty: the judge of scenes
+SPACE =
 ## for make test: arguments for pytest, such as ARGS="-k store"
 ARGS =
 ## a further package index for make env, such as one with CPU builds of torch
@@ -111,6 +131,10 @@ ship: $(ENV)
 report: $(ENV)
 	$(PY) -m mmcollapse report $(OPTIONS) --site '$(SITE)'
 
+## a page on which people judge pictures of ARMS, blind, and its key, in RESULTS/ratings
+rate: $(ENV)
+	@$(PY) -m mmcollapse rate $(OPTIONS) $(call option,ARMS,arms) $(call option,GENERATION,generation) $(call option,TASKS,tasks)
+
 ## count what the experiments of PROFILE come to, before anything is run
 plan: $(ENV)
 	@$(PY) -m mmcollapse plan $(OPTIONS)
@@ -135,6 +159,12 @@ lab: $(ENV)
 pretrain: $(ENV)
 	$(PY) -m mmcollapse pretrain $(OPTIONS) $(call option,STAGES,stages)
 
+## bring here, and check, what PROFILE needs from elsewhere; afterwards no run needs a network
+fetch: $(ENV)
+	@$(PY) -m mmcollapse fetch --profile '$(PROFILE)' $(call option,ONLY,only) $(if $(filter-out scenes,$(WORLD)),--world '$(WORLD)') \
+	  $(call option,DATA,data) $(foreach pair,$(SET),--set '$(pair)') $(if $(filter-out 0 no,$(DRY)),--dry) \
+	  $(foreach url,$(MIRROR),--mirror '$(url)') $(call option,FROM,from) $(call option,WHAT,what)
+
 ## choose the recipe's learning rate and steps, on pilot seeds of the real arm (on a GPU)
 sweep: $(ENV)
 	$(PY) -m mmcollapse sweep $(OPTIONS)
@@ -150,6 +180,10 @@ freeze: $(ENV)
 ## speed on this machine: models, and metrics beside clean-fid
 bench: $(ENV)
 	@$(PY) -m mmcollapse bench $(OPTIONS)
+
+## are the sets in GENS, of any origin, collapsing? A page in check/, and failure (3) if they are
+check: $(ENV)
+	@$(PY) -m mmcollapse check $(foreach gen,$(GENS),'$(gen)') $(call option,REAL,real) $(call option,SPACE,space)
 
 ## run the tests
 test: $(ENV)

@@ -1,5 +1,6 @@
 """A real browser for tests: Chromium without a window, by its DevTools protocol."""
 
+import base64
 import json
 import shutil
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 import websocket
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CODES = {"Backspace": 8, "Tab": 9, "Enter": 13, "Escape": 27, "End": 35, "Home": 36}
+CODES |= {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
 
 
 class Browser:
@@ -41,11 +44,12 @@ class Browser:
         assert "error" not in answer, answer
         return answer["result"]
 
-    def open(self, page: Path, width: int):
+    def open(self, page: Path | str, width: int, height: int = 800):
+        """page: a file, or an address."""
         self.events.clear()
-        phone = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+        phone = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.ask("Emulation.setDeviceMetricsOverride", **phone)
-        self.ask("Page.navigate", url=page.as_uri())
+        self.ask("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self.events.append(json.loads(self.socket.recv()))
 
@@ -53,6 +57,38 @@ class Browser:
         answer = self.ask("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
+
+    def press(self, key: str):
+        """Press and release a key, by the name that its event carries: "a", "Enter", "ArrowRight", ..."""
+        told = {"key": key, "code": key, "windowsVirtualKeyCode": CODES.get(key) or ord(key.upper())}
+        text = {"text": "\r" if key == "Enter" else key} if len(key) == 1 or key == "Enter" else {}
+        self.ask("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **told, **text)
+        self.ask("Input.dispatchKeyEvent", type="keyUp", **told)
+
+    def tap(self, selector: str):
+        """A finger on the middle of an element, which is brought into view."""
+        self.ask("Emulation.setTouchEmulationEnabled", enabled=True)
+        middle = "(() => { const e = document.querySelector(%s); e.scrollIntoView({block: 'nearest'}); "
+        middle += "const b = e.getBoundingClientRect(); return {x: b.x + b.width / 2, y: b.y + b.height / 2} })()"
+        place = self.value(middle % json.dumps(selector))
+        self.ask("Input.dispatchTouchEvent", type="touchStart", touchPoints=[place])
+        self.ask("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        self.ask("Emulation.setTouchEmulationEnabled", enabled=False)
+
+    def downloads(self, folder: Path):
+        """From here on files are saved to a folder."""
+        self.ask("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+
+    def until(self, script: str, seconds: float = 60):
+        """Wait until a script's value is true."""
+        end = time.monotonic() + seconds
+        while not self.value(f"Boolean({script})"):
+            assert time.monotonic() < end, f"after {seconds} s still not: {script}"
+            time.sleep(0.1)
+
+    def picture(self, path: Path):
+        """Save what the window shows, a PNG file."""
+        path.write_bytes(base64.b64decode(self.ask("Page.captureScreenshot")["data"]))
 
     def wrong(self) -> list:
         """Errors in the console, what could not be loaded, and what was asked for beyond the folder."""

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from mmcollapse.errors import MMCollapseError
-from mmcollapse.worlds import photos
+from mmcollapse.worlds import photos, pictures
 from mmcollapse.worlds.photos import Photos
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "photos"
@@ -194,6 +195,79 @@ def test_uncached_pictures_are_the_same_and_a_changed_file_is_noticed(tmp_path, 
         world.sample("base", [0])
 
 
+def test_what_is_kept_in_memory_is_bounded_and_changes_nothing(tmp_path, content, monkeypatch):
+    folder = as_rows(tmp_path / "rows", content)
+    wanted = everything(Photos(folder, image_size=16))
+    monkeypatch.setattr(photos, "CACHE_BYTES", 5 * 16 * 16 * 3)
+    world = Photos(folder, image_size=16)
+    opened = []
+    one = pictures.open_picture
+    monkeypatch.setattr(photos, "open_picture", lambda *a: opened.append(a) or one(*a))
+    assert opened == [] and everything(world) == wanted and len(world._kept) <= 5 + os.cpu_count()
+    world._kept = dict(list(world._kept.items())[:5])
+    opened.clear()
+    assert everything(world) == wanted and len(opened) == COUNT - 5
+
+
+def test_a_large_folder_is_checked_once(tmp_path, content, monkeypatch):
+    """And again where a file changed; the same file by name, size and date is found out when it is used."""
+    folder = as_rows(tmp_path / "rows", content)
+    wanted = everything(Photos(folder))
+    monkeypatch.setattr(pictures, "MANY", COUNT)
+    opened = []
+    one = pictures.open_picture
+    monkeypatch.setattr(pictures, "open_picture", lambda path, size: opened.append(path.name) or one(path, size))
+    for expected in (COUNT, 0, 0):
+        opened.clear()
+        world = Photos(folder)
+        assert len(opened) == expected and everything(world) == wanted
+    changed, other = folder / "images" / "003.jpg", folder / "images" / "004.jpg"
+    changed.write_bytes(WHOLE)
+    opened.clear()
+    assert Photos(folder).digest != world.digest and opened == ["003.jpg"]
+    changed.write_bytes(content["003.jpg"][0])
+    before = other.stat()
+    other.write_bytes(other.read_bytes()[:-1] + b"!")
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    world = Photos(folder)
+    with pytest.raises(MMCollapseError, match="004.jpg .*changed since it was opened"):
+        everything(world)
+    other.write_bytes(content["004.jpg"][0])
+    (folder / pictures.REMEMBERED).write_text("{")
+    opened.clear()
+    Photos(folder)
+    assert len(opened) == COUNT
+    add_file(folder, "x.jpg", content["000.jpg"][0])
+    for _ in range(2):  # which of two equal pictures is kept does not depend on what was remembered
+        with pytest.warns(UserWarning, match="x.jpg: is the same picture as images/000.jpg"):
+            Photos(folder)
+        os.utime(folder / "images" / "000.jpg")
+    add_file(folder, "bad.jpg", WHOLE[:-40])
+    for _ in range(2):  # what was wrong stays wrong
+        with pytest.raises(MMCollapseError, match="bad.jpg: .*truncated"):
+            Photos(folder)
+
+
+def test_a_read_only_folder_is_checked_each_time(tmp_path, content, monkeypatch):
+    folder = as_rows(tmp_path / "rows", content)
+    monkeypatch.setattr(pictures, "MANY", COUNT)
+
+    def refuse(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    assert Photos(folder).digest == Photos(folder).digest and not (folder / pictures.REMEMBERED).exists()
+
+
+@pytest.mark.parametrize("size", [512, 1024])
+def test_large_pictures(tmp_path, content, size):
+    world = Photos(as_rows(tmp_path / "rows", content), image_size=size)
+    assert world.sample("test", [0]).images.shape == (1, size, size, 3)
+    for wrong in (0, 5000, 64.0, "512"):
+        with pytest.raises(MMCollapseError, match=f"image_size={wrong!r}: allowed are 1 to 4096"):
+            Photos(tmp_path / "rows", image_size=wrong)
+
+
 def test_references_length_counts_words_and_the_sixth_caption_is_announced(tmp_path, content):
     folder = as_rows(
         tmp_path / "rows", {name: (data, ["a red-brown dog runs .", "so"]) for name, (data, _) in content.items()}
@@ -277,11 +351,6 @@ BAD = {  # {what: (how it is made, file, part of the reason)}
         "leaves the folder",
     ),
     "absolute": (lambda f: add_row(f, file_name="/x.jpg", caption="a"), f"metadata.jsonl:{COUNT + 1}", "leaves"),
-    "twice": (
-        lambda f: add_file(f, "x.jpg", (f / "images" / "000.jpg").read_bytes()),
-        "x.jpg",
-        "is the same picture as images/000.jpg",
-    ),
 }
 
 
@@ -299,6 +368,16 @@ def test_what_is_bad_is_refused_by_name_or_left_out_and_counted(tmp_path, conten
     assert len(caught) == 1 and "\n" not in str(caught[0].message)
     assert len(world.skipped) == 1 and world.skipped[0][0] == file and reason in world.skipped[0][1]
     assert everything(world) == good
+
+
+def test_a_picture_that_is_there_twice_is_left_out_once(tmp_path, content):
+    """Published collections have some, and nothing in them can be mended."""
+    folder = as_rows(tmp_path / "rows", content)
+    good = everything(Photos(folder, image_size=8))
+    add_file(folder, "x.jpg", (folder / "images" / "000.jpg").read_bytes())
+    with pytest.warns(UserWarning, match="1 bad entries left out"):
+        world = Photos(folder, image_size=8)
+    assert world.skipped == [("x.jpg", "is the same picture as images/000.jpg")] and everything(world) == good
 
 
 def test_an_empty_caption_costs_the_caption_and_not_the_picture(tmp_path, content):
@@ -373,12 +452,118 @@ def test_bad_coco_files_and_pictures_beside_them(tmp_path, content):
     assert Photos(folder).digest == wanted
 
 
+def as_tokens(folder: Path, content: dict, name: str = "results_20130124.token", pictures="flickr30k-images") -> Path:
+    write_pictures(folder / pictures, content)
+    lines = [f"{file}#{k}\t{c}\n" for file, (_, captions) in content.items() for k, c in enumerate(captions)]
+    (folder / name).write_text("".join(lines))
+    return folder
+
+
+def karpathy(content: dict, filepath: str = "", splits=("train", "restval", "val", "test")) -> str:
+    """A split file of the form of dataset_coco.json; the splits go round."""
+    images = []
+    for number, (name, (_, captions)) in enumerate(content.items()):
+        sentences = [{"tokens": c.split(), "raw": c, "imgid": number, "sentid": k} for k, c in enumerate(captions)]
+        images.append({"filename": name, "split": splits[number % len(splits)], "sentences": sentences})
+        images[-1] |= {"filepath": filepath, "cocoid": number} if filepath else {}
+    return json.dumps({"images": images, "dataset": "coco"})
+
+
+def as_karpathy(folder: Path, content: dict) -> Path:
+    write_pictures(folder / "val2014", content)
+    (folder / "dataset_coco.json").write_text(karpathy(content, "val2014"))
+    return folder
+
+
+def test_flickr30k_and_coco_2017_are_the_same_world_again(tmp_path, content):
+    """The digest is that of the other layouts: it is about content."""
+    wanted = Photos(as_rows(tmp_path / "rows", content)).digest
+    flickr = Photos(as_tokens(tmp_path / "flickr30k", content))
+    assert flickr.digest == wanted and flickr.layout == "flickr30k: results_20130124.token"
+    older = as_tokens(tmp_path / "flickr8k", content, "Flickr8k.token.txt", "Flicker8k_Dataset")
+    assert Photos(older).digest == wanted
+    coco = as_coco(tmp_path / "coco", content, "train2017")
+    (coco / "annotations" / "captions_val2014.json").rename(coco / "annotations" / "captions_train2017.json")
+    assert Photos(coco).digest == wanted
+    with open(older / "Flickr8k.token.txt", "ab") as file:  # as in the file that is given out, and as in no file
+        file.write(b"2258277193_586949ec62.jpg.1#0\tpeople\nno tab\n000.jpg\tno number\n000.jpg#1\t\xff\n")
+    with pytest.raises(MMCollapseError, match="^4 bad entries") as error:
+        Photos(older)
+    for reason in ("jpg.1: caption without", ":242: is not of the form", ":243: is not of", ":244: is no text"):
+        assert reason in str(error.value), reason
+
+
+def test_published_splits_are_kept(tmp_path, content):
+    world = Photos(as_karpathy(tmp_path / "coco", content))
+    assert world.layout == "karpathy: dataset_coco.json"
+    assert {role: world.size(role) for role in photos.SHARES} == {"base": 15, "judge": 4, "chain": 5, "test": 24}
+    split = {
+        captions[0]: image["split"]
+        for image in json.loads(karpathy(content))["images"]
+        for captions in [[" ".join(s["raw"].split()) for s in image["sentences"]]]
+    }
+    roles = {
+        role: [split[c[0]] for c in world.sample(role, range(world.size(role))).captions] for role in photos.SHARES
+    }
+    assert {s for role in ("base", "judge", "chain") for s in roles[role]} == {"train", "restval"}
+    assert roles["test"] == ["test"] * 12 + ["val"] * 12  # the first are those that others report on
+    seeded = Photos(world.folder, seed=1)
+    assert seeded.digest != world.digest
+    assert {c[0] for c in seeded.sample("test", range(12)).captions} == {
+        c[0] for c in world.sample("test", range(12)).captions
+    }
+
+
+def test_a_split_enters_the_digest_and_pictures_outside_are_passed_over(tmp_path, content):
+    folder = as_karpathy(tmp_path / "coco", content)
+    wanted = Photos(folder).digest
+    (folder / "val2014" / "unnamed.jpg").write_bytes(WHOLE)  # Karpathy's Flickr files leave some out
+    assert Photos(folder).digest == wanted
+    (folder / "dataset_coco.json").write_text(karpathy(content, "val2014", ("train", "test")))
+    assert Photos(folder).digest != wanted
+    flickr = tmp_path / "flickr"
+    write_pictures(flickr / "Images", content)
+    (flickr / "dataset_flickr8k.json").write_text(karpathy(content))
+    assert Photos(flickr).digest == wanted
+
+
+def test_a_folder_that_was_read_before_is_read_as_before(tmp_path, content):
+    folder = as_coco(tmp_path / "coco", content)
+    wanted = Photos(folder).digest
+    (folder / "dataset_coco.json").write_text(karpathy(content, "val2014"))
+    world = Photos(folder)
+    assert world.digest == wanted and "there too, not used: dataset_coco.json" in world.layout
+    assert Photos(folder, layout="karpathy").size("test") == 24
+    with pytest.raises(MMCollapseError, match="has no flickr30k captions; there are coco, karpathy"):
+        Photos(folder, layout="flickr30k")
+    with pytest.raises(MMCollapseError, match="layout='vg': allowed are image-folder, coco"):
+        Photos(folder, layout="vg")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"images": [{"filename": "000.jpg"}]}', "is no JSON in the form of Karpathy"),
+        ("[", "is no JSON in the form of Karpathy"),
+        (None, "000.jpg is of split 'dev'; known are train, restval, val, test"),
+        ("train", "has pictures of train alone: no role may be empty"),
+    ],
+)
+def test_bad_split_files(tmp_path, content, text, says):
+    folder = as_karpathy(tmp_path / "coco", content)
+    text = karpathy(content, "val2014", (text or "dev",)) if text in (None, "train") else text
+    (folder / "dataset_coco.json").write_text(text)
+    with pytest.raises(MMCollapseError, match=says):
+        Photos(folder)
+
+
 def test_pictures_behind_a_link_and_hidden_files(tmp_path, content):
     folder = as_rows(tmp_path / "rows", content)
     wanted = Photos(folder).digest
     (folder / "images").rename(tmp_path / "elsewhere")
     (folder / "images").symlink_to(tmp_path / "elsewhere")
     (folder / "again").symlink_to(folder)
+    (folder / "linked.jpg").symlink_to(tmp_path / "elsewhere" / "000.jpg")  # one that has its captions
     (folder / "images" / "._000.jpg").write_bytes(b"left by another system")
     assert Photos(folder).digest == wanted
     (folder / "images" / "x.jpg").write_bytes(WHOLE)
@@ -410,11 +595,11 @@ def test_folders_that_cannot_be_used(tmp_path, content):
 def test_crop_is_central_and_averages_fine_detail():
     wide = Image.new("RGB", (90, 30), "red")
     wide.paste("blue", (30, 0, 60, 30))
-    assert np.all(photos._prepare(wide, 16) == [0, 0, 255])
-    assert np.all(photos._prepare(wide.rotate(90, expand=True), 16) == [0, 0, 255])
+    assert np.all(pictures.prepare(wide, 16) == [0, 0, 255])
+    assert np.all(pictures.prepare(wide.rotate(90, expand=True), 16) == [0, 0, 255])
     stripes = np.zeros((256, 256, 3), np.uint8)
     stripes[:, ::2] = 255
-    small = photos._prepare(Image.fromarray(stripes), 64)[:, 2:-2]
+    small = pictures.prepare(Image.fromarray(stripes), 64)[:, 2:-2]
     assert small.min() >= 120 and small.max() <= 135
 
 
@@ -439,7 +624,7 @@ def test_every_kind_of_picture_becomes_rgb(mode):
         data = encoded(picture, "PNG")
         wanted = np.asarray(picture.convert("RGB")).astype(int)
     with Image.open(io.BytesIO(data)) as picture:
-        out = photos._prepare(picture, 64)
+        out = pictures.prepare(picture, 64)
     assert out.shape == (64, 64, 3) and out.dtype == np.uint8
     assert np.abs(out - wanted).max() <= 6
 
@@ -455,7 +640,7 @@ def test_exif_orientation_is_applied(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     with Image.open(io.BytesIO(encoded(stored, "PNG", exif=exif))) as picture:
-        assert np.array_equal(photos._prepare(picture, 40), np.asarray(upright))
+        assert np.array_equal(pictures.prepare(picture, 40), np.asarray(upright))
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real photos do not lie beside this checkout")
@@ -472,6 +657,7 @@ def test_the_real_photos_in_both_their_forms(tmp_path):
     assert batch.images.shape == (550, 64, 64, 3) and all(len(captions) == 5 for captions in batch.captions)
     assert 50 < batch.images.mean() < 200 and batch.images.std() > 40
     assert 8 < world.references_length() < 13
+    assert world.digest.startswith("8996cfad369f")  # since the first run on them, and through every rewrite
     (tmp_path / "images").symlink_to(REAL / "images")
     shutil.copy(REAL / "captions_coco.json", tmp_path)
     assert Photos(tmp_path).digest == world.digest

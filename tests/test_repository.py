@@ -21,10 +21,11 @@ from packaging.utils import canonicalize_name
 from mmcollapse import torchvision_ops
 
 ROOT = Path(__file__).parents[1]
-TARGETS = "env reproduce study figures plan report test lint lab pretrain".split()
+TARGETS = "env reproduce study figures ship plan report rate check test lint lab pretrain fetch".split()
 TARGETS += "sweep instruments freeze bench status trace verify clean clean-env".split()
 VARIABLES = "PROFILE ONLY WORLD DATA MODELS SET RUNS RESULTS FIGURES SITE JOBS WORKERS MINUTES BEFORE".split()
-VARIABLES += "SCHEDULER STAGES ROW FIGURE PARTS EVERY ARGS INDEX PYTHON VENV".split()
+VARIABLES += "SCHEDULER STAGES ROW FIGURE CLAIM ARMS GENERATION TASKS DRY MIRROR FROM WHAT".split()
+VARIABLES += "GENS REAL SPACE PARTS EVERY ARGS INDEX PYTHON VENV".split()
 
 
 # ---- imports ----

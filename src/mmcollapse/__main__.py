@@ -89,6 +89,29 @@ def verify(args):
     return verify(settings_without_data(args), parts, args.every, args.only)
 
 
+def rate(args):
+    from mmcollapse.rate import rate
+
+    settings, only = settings_without_data(args), args.only or "01_variance"
+    made = rate(settings.results_folder, only, args.arms or settings.arms, args.generation, args.tasks)
+    print(f"made {made.page}: {made.tasks} tasks on {', '.join(made.arms)}, about {made.minutes} minutes a rater")
+    print(f"made {made.key}: which is which; raters must not have it, and without it no rating can be read")
+    print(f"put the files that raters save into {made.page.parent}, then: make reproduce ONLY=09_human")
+
+
+def check(args):
+    from mmcollapse.check import check
+
+    foreign = [name for name in ("only", "data", "runs", "results", "figures", "world") if getattr(args, name)]
+    if foreign or args.set:
+        raise MMCollapseError(f"--{[*foreign, 'set'][0]}: a check reads the sets it is given, no settings of a study")
+    if Path(args.out).is_file():
+        raise MMCollapseError(f"out={args.out!r}: is a file; a folder is needed for the report")
+    found = check(args.generations, args.real, args.space, args.alpha, args.models, args.instruments)
+    print(f"{found}\nmade {found.save(args.out)}")
+    return 3 if found.collapsing else 0
+
+
 def sweep(args):
     from mmcollapse.pool import at_once, open_pool
     from mmcollapse.sweep import choose, in_words, sweep
@@ -119,6 +142,24 @@ def bench(args):
     from mmcollapse.bench import bench
 
     bench(load_settings(args.profile, **changes(args)))
+
+
+def fetch(args):
+    from mmcollapse.fetch import fetch, plan
+    from mmcollapse.runner import chosen
+    from mmcollapse.sources import needed, open_origin, sources_of
+
+    origin = open_origin(args.mirror, args.folder)
+    if args.what:
+        needs = [source for name in args.what.split(",") for source in sources_of(name.strip())]
+    else:
+        needs = needed(load_settings(args.profile, name, **changes(args)) for name in chosen(args.only))
+    if not needs:
+        print(f"profile {args.profile} needs nothing from elsewhere")
+        return
+    print(plan(needs, origin), flush=True)
+    if not args.dry:
+        fetch(needs, origin)
 
 
 def pretrain(args):
@@ -181,6 +222,9 @@ COMMANDS = {
     status: "what is done and what is missing",
     trace: "from a row of a table or a figure to the run that made it",
     verify: "compute the numbers of results again on this machine",
+    rate: "write the page on which people judge pictures of two or more arms",
+    check: "are sets of synthetic pictures, one a generation, collapsing? exit status 3 if they are",
+    fetch: "bring here what a profile needs from elsewhere: models, instruments, data",
     pretrain: "build the base models of a world",
     sweep: "choose learning rate and steps on pilot seeds",
     instruments: "real pictures and captions, damaged by known amounts: what the metrics see of it",
@@ -221,6 +265,22 @@ def main(argv: list[str] | None = None) -> int:
     parsers[trace].add_argument("--claim", help="the id of a claim, such as C1: the rows that its verdict rests on")
     parsers[verify].add_argument("--parts", help="comma-separated, of a, b, c, d; default: all")
     parsers[verify].add_argument("--every", action="store_true", help="in b all base models, decodings and subsets")
+    p = parsers[rate]
+    p.add_argument("--arms", default="", help="comma-separated, two or more; or name=folder of pictures with captions")
+    p.add_argument("--generation", type=int, help="of the pictures; default: the last that all arms have")
+    p.add_argument("--tasks", type=int, default=0, help="of each of the three questions, without attention checks")
+    p = parsers[check]
+    p.add_argument("generations", nargs="+", metavar="GEN", help="folder or Parquet file of each, generation 0 first")
+    p.add_argument("--real", help="real pictures: a folder or a Parquet file, of twice as many pictures if there are")
+    p.add_argument("--space", help="judge (of scenes; the default for 64 x 64 pictures), inception, clip or dino")
+    p.add_argument("--instruments", help="folder of inception/, clip/ and dino/; default: data/models/instruments")
+    p.add_argument("--alpha", type=float, default=0.05, help="chance of a false alarm, of the whole check")
+    p.add_argument("--out", default="check", help="folder of report.html, check.json and figures")
+    p = parsers[fetch]
+    p.add_argument("--dry", action="store_true", help="only say what would be fetched")
+    p.add_argument("--mirror", action="append", default=[], help="https://... for the hub, HOST=https://... for others")
+    p.add_argument("--from", dest="folder", default="", help="a folder with the layout of data/, instead of a network")
+    p.add_argument("--what", help="comma-separated: these models, instruments or data, and not the profile's")
     p = parsers[pretrain]
     p.add_argument("--stages", help="comma-separated; default: all that are missing, then score")
     p.add_argument("--steps", type=int, help="steps of every stage, instead of the plan's")

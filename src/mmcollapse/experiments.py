@@ -280,6 +280,7 @@ EXPERIMENTS: dict[str, Callable[[Settings], list[Protocol]] | None] = {
     "05_quality_robustness": None,
     "06_remedies": remedies,
     "07_claims": None,
+    "09_human": None,
 }
 
 # The order where time is short: first collapse itself, and the controls that the others share; then who should label,

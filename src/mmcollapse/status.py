@@ -14,6 +14,7 @@ from mmcollapse.table import progress_path, read_table
 ALL_ENDINGS = (".parquet", ".samples.parquet", ".json", ".ipynb")
 # they read the others' tables
 ENDINGS = {"05_quality_robustness": (".parquet", ".ipynb"), "07_claims": (".parquet", ".md", ".ipynb")}
+ENDINGS |= {"09_human": (".parquet", ".ipynb")}
 
 
 def status(settings: dict[str, Settings]) -> str:

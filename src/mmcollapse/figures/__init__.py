@@ -14,6 +14,7 @@ from mmcollapse.errors import MMCollapseError
 from mmcollapse.figures import (
     decoding_budget,
     diversity,
+    human,
     instruments,
     relabeling,
     remedies,
@@ -34,12 +35,14 @@ FIGURES: dict[str, dict[str, Callable[[Source], Drawn]]] = {
     "05_quality_robustness": robustness.FIGURES,
     "06_remedies": remedies.FIGURES,
     "07_claims": verdicts.FIGURES,
+    "09_human": human.FIGURES,
     "00_instruments": instruments.FIGURES,
 }
 # What opens an experiment that is drawn from the tables of others, and says whether there is anything to draw.
 OPEN = {
     "05_quality_robustness": (robustness.open_tables, robustness.has_students),
     "07_claims": (verdicts.open_verdicts, verdicts.has_verdicts),
+    "09_human": (human.open_judgements, human.has_judgements),
 }
 
 
