@@ -10,13 +10,13 @@ import pytest
 from mmcollapse.__main__ import main
 from mmcollapse.experiment import check_run
 from mmcollapse.experiments import EXPERIMENTS, arms_of
-from mmcollapse.runner import NOTEBOOKS, prepare
+from mmcollapse.runner import EXPLORER, NOTEBOOKS, prepare
 from mmcollapse.settings import Settings, configure, load_settings
 from mmcollapse.status import ALL_ENDINGS, ENDINGS
 from mmcollapse.store import Store
 from mmcollapse.table import read_table
 
-NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb") if path.stem != EXPLORER)
 WITH_ARMS = [name for name in NAMES if EXPERIMENTS.get(name)]
 
 
@@ -38,7 +38,7 @@ def test_a_notebook_declares_every_setting_and_nothing_else(name, recwarn, caplo
     assert all(p["help"] for p in found.values())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [EXPLORER, *NAMES])
 def test_a_notebook_is_stored_clean(name):
     text = (NOTEBOOKS / f"{name}.ipynb").read_text()
     book = json.loads(text)
@@ -134,7 +134,8 @@ def test_nbval_runs_copies_on_the_finished_store(smoke, capfd):
     before = {path: path.read_bytes() for path in (smoke.folder / "results").glob("*.parquet")}
     started = {path.name for path in (smoke.folder / "runs").glob("*/*")}
     assert main(["validate", *smoke.options]) == 0, capfd.readouterr().out
-    assert re.search(r"\d+ passed", capfd.readouterr().out)
+    said = capfd.readouterr().out
+    assert re.search(r"\d+ passed", said) and all(f"{name}.ipynb" in said for name in (EXPLORER, *NAMES))
     assert before == {path: path.read_bytes() for path in before}  # the same tables, byte for byte
     assert started == {path.name for path in (smoke.folder / "runs").glob("*/*")}  # and nothing was done again
 
@@ -161,7 +162,7 @@ def test_status_of_nothing(tmp_path, capsys):
     folders = ["--runs", str(tmp_path / "no"), "--results", str(tmp_path / "no"), "--figures", str(tmp_path / "no")]
     assert main(["status", "--profile", "smoke", *folders]) == 0
     said = capsys.readouterr().out
-    assert "in the table   0 of 3" in said and "0 of 9 figures" in said and "complete" not in said
+    assert "in the table   0 of 3" in said and "0 of 10 figures" in said and "complete" not in said
     assert not (tmp_path / "no").exists()  # looking changes nothing
 
 

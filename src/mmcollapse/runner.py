@@ -27,6 +27,7 @@ from mmcollapse.stats import SEEDS_NEEDED
 from mmcollapse.table import read_table
 
 NOTEBOOKS = ROOT / "notebooks"
+EXPLORER = "00_explore"  # for people: it makes nothing, so `run` leaves it out
 FOLDERS = ("data", "models", "instruments", "runs", "results", "figures")  # settings that name a folder
 # No bars, for nobody watches them; and threads that wait do not spin: that halves the time when others use the cores.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "TQDM_DISABLE": "1"}
@@ -288,7 +289,11 @@ def validate(changes: dict, only: str | None = None) -> int:
     """Run copies of the notebooks at `smoke` through nbval, which checks that no cell raises; pytest's exit status."""
     names = chosen(only)
     settings, told = parameters("smoke", changes, names)
-    copies = [prepare(n, told, settings[n].results_folder / "validate" / f"{n}.ipynb") for n in names]
+    folder, figures = settings[names[0]].results_folder, settings[names[0]].figures_folder
+    copies = [prepare(n, told, folder / "validate" / f"{n}.ipynb") for n in names]
+    if not only:  # it shows what the others made
+        shown = {"profile": "smoke", "results": str(folder.absolute()), "figures": str(figures.absolute())}
+        copies.append(prepare(EXPLORER, shown, folder / "validate" / f"{EXPLORER}.ipynb"))
     pytest = [
         sys.executable,
         "-m",
