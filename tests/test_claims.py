@@ -845,7 +845,7 @@ def results(tmp_path, others):
     return {"nano": nano, "study": study}
 
 
-def test_the_page_says_what_is_known_and_what_is_not(results, tmp_path):
+def test_the_page_says_what_is_known_and_what_is_not(results, tmp_path, monkeypatch):
     figures = tmp_path / "figures"
     figures.mkdir()
     (figures / "01_variance_drift.png").touch()
@@ -870,7 +870,10 @@ def test_the_page_says_what_is_known_and_what_is_not(results, tmp_path):
     assert set(stored.profile) == {"nano", "study"} and (stored.claims == claims.claims_digest()).all()
     where = (stored.profile == "study") & (stored.claim == "C6")
     assert set(stored[where].table_claims) == {"0123456789ab"} and "reproduced" in set(stored[where].verdict)
-    assert "not frozen yet" in text
+    frozen = claims.freezing()
+    assert f"Claims file {frozen['digest']}, frozen on {frozen['date']} at commit {frozen['commit'][:12]}" in text
+    monkeypatch.setattr(claims, "FROZEN", tmp_path / "none.json")
+    assert "not frozen yet" in verdict_page.page(results, settings)
 
 
 def test_deviations_are_listed(results, monkeypatch, tmp_path):
