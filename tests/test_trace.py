@@ -166,12 +166,13 @@ def test_a_shipped_table_is_traced_without_its_store(trace, smoke, tmp_path):
 def test_a_verdict_is_traced_to_the_rows_that_it_rests_on(trace, table):
     said = trace("--claim", "C1")
     assert said.startswith("C1: recursive fine-tuning of the text-to-image model collapses image variance: no verdict")
-    rows = table[(table.metric == "nuisance_ratio") & (table.measurement == "guidance 1") & (table.subset == "test")]
-    rows = rows[(rows.model == "generator") & rows.arm.isin(["gen0", "recursive"]) & (rows.generation == 2)]
-    assert len(rows) == 2 and f"space=oracle generation 2-2 seed 0-0: {len(rows)} rows" in said
+    rows = table[(table.metric == "variance") & (table.space == "judge") & (table.measurement == "guidance 1")]
+    rows = rows[(rows.subset == "test") & (rows.model == "generator") & (rows.generation == 2)]
+    rows = rows[rows.arm.isin(["gen0", "recursive"])]
+    assert len(rows) == 2 and f"space=judge generation 2-2 seed 0-0: {len(rows)} rows" in said
+    assert "primary, gen0 - recursive: no verdict: nuisance_ratio is missing in 2 chain(s)" in said
     effect = float(np.log(rows[rows.arm == "gen0"].value.item() / rows[rows.arm == "recursive"].value.item()))
-    assert f"primary, gen0 - recursive: {effect:+.3g} " in said
-    assert "secondary, marginal: gen0 - recursive" in said
-    assert "recursive, seed 0, generation 2:" in said and "base model generator " in said
+    assert f"secondary, marginal: gen0 - recursive: {effect:+.3g} no verdict: 1 seed" in said
+    assert "recursive, seed 0, generation 2:" in said and "the base generator, digest" in said
     assert "claim='C9': the claims are C1, C2a" in trace("--claim", "C9")
     assert "trace needs a row, a figure or a claim" in trace("--claim", "C1", "--row", "1")

@@ -143,7 +143,8 @@ def _of_claim(name: str, results: Path) -> tuple[list[str], str, pd.DataFrame]:
             own = rows_of(table, part, int(table.generation.max()))
         if part.name in judged.index and len(own):
             row = judged.loc[part.name]
-            found = "" if pd.isna(row.effect) else f" {row.effect:+.3g} ({row.low:+.3g} to {row.high:+.3g})"
+            found = "" if pd.isna(row.effect) else f" {row.effect:+.3g}"
+            found += "" if pd.isna(row.low) else f" ({row.low:+.3g} to {row.high:+.3g})"
             lines += [f"  {part.part}, {part.name}:{found} {row.verdict}", f"    {named_rows(experiment, part, own)}"]
             parts.append(own)
     if not parts:
