@@ -34,6 +34,11 @@ class Judgements:
     def files(self, samples: bool) -> list[Path]:
         return [self.folder / f"{self.experiment}.parquet"]
 
+    def named(self, *parts: str) -> list[dict]:
+        """The filter of the rows that a figure shows; none where there are none."""
+        there = [name for name in parts if (self.frame.part == name).any()]
+        return [{"part": there}] if there else []
+
     def part(self, name: str, question: str = "") -> pd.DataFrame:
         return self.frame[(self.frame.part == name) & (self.frame.question == question)]
 
@@ -83,7 +88,7 @@ def _preferences(source: Judgements) -> Drawn:
         sns.despine(ax=ax, left=True)
     named = [*dict.fromkeys(source.frame["name"][source.frame.part == "preference"])]
     legend(figure, (), 4, [handle(_style(arm, k) | {"linestyle": ""}) for k, arm in enumerate(named)])
-    return Drawn(figure, [{"part": ["preference", "agreement"]}], counts=_counts(source, "preference"))
+    return Drawn(figure, source.named("preference", "agreement"), counts=_counts(source, "preference"))
 
 
 def _title(ax, question: str, agreement: pd.DataFrame):
@@ -129,7 +134,7 @@ def _metrics(source: Judgements) -> Drawn:
         ax.axvline(0, color="#333333", linewidth=0.8, linestyle=(0, (1, 1.6)), zorder=0)
         ax.set_xlabel(f"rho, turned (n = {rows.n.min()} arms)\n(higher = as people say)")
         sns.despine(ax=ax)
-    return Drawn(figure, [{"part": "correlation"}], counts=_counts(source, "correlation"))
+    return Drawn(figure, source.named("correlation"), counts=_counts(source, "correlation"))
 
 
 def _raters(source: Judgements) -> Drawn:
@@ -157,7 +162,7 @@ def _raters(source: Judgements) -> Drawn:
     ax.set(ylim=(-0.03, 1.03), xlabel="raters", ylabel="preference is seen\n(share of studies)")
     sns.despine(ax=ax)
     legend(figure, (), 4, [handle(style) for style in styles])
-    return Drawn(figure, [{"part": "plan"}], counts=_counts(source, "plan"))
+    return Drawn(figure, source.named("plan"), counts=_counts(source, "plan"))
 
 
 def _counts(source: Judgements, part: str) -> dict:
