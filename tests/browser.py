@@ -83,7 +83,8 @@ class Browser:
         """Wait until a script's value is true."""
         end = time.monotonic() + seconds
         while not self.value(f"Boolean({script})"):
-            assert time.monotonic() < end, f"after {seconds} s still not: {script}"
+            if time.monotonic() > end:
+                raise AssertionError(f"after {seconds} s still not: {script}\n{self.value('document.body.innerText')}")
             time.sleep(0.1)
 
     def picture(self, path: Path):

@@ -449,10 +449,12 @@ def test_an_experiment_that_cannot_be_read_is_said(results, tmp_path):
 
 # ---- in a real JupyterLab
 
-RUN, DONE = (
-    "notebook:run-all-cells",
-    "document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status == 'idle'",
-)
+PANEL = "[...(window.jupyterapp?.shell.widgets('main') ?? [])][0]"
+READY = f"{PANEL}?.context?.sessionContext?.session?.kernel?.connectionStatus == 'connected' && "
+READY += "document.querySelectorAll('.jp-CodeCell').length == 4 && "
+READY += "document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status == 'idle'"
+RUN = f"{PANEL}.context.sessionContext.ready.then(() => jupyterapp.shell.activateById({PANEL}.id))"
+RUN += ".then(() => jupyterapp.commands.execute('notebook:run-all-cells')).then(() => true)"
 POINT = "document.querySelector('.mmc.stage b').innerText"
 SHOWN = "[...document.querySelectorAll('.mmc.stage img')].map((image) => image.src)"
 NUMBER = "document.querySelector('.metrics tr[data-metric=all_right] td:nth-child(2)').innerText"
@@ -488,8 +490,8 @@ def lab(results, tmp_path):
 
 def test_in_jupyterlab_the_slider_moves_pictures_and_numbers(browser, lab, results, tmp_path):
     browser.open(f"{lab}doc/tree/00_explore.ipynb?token=explore", 1440, 1500)
-    browser.until(f"window.jupyterapp && document.querySelectorAll('.jp-CodeCell').length == 4 && {DONE}")
-    browser.value(f"jupyterapp.commands.execute('{RUN}').then(() => true)")
+    browser.until(READY)
+    assert browser.value(RUN)
     browser.until("document.querySelector('.mmc.stage img') && document.querySelector('.noUi-handle')")
     assert browser.value(POINT) == "generation 0"
     browser.value("document.querySelector('.noUi-handle').focus()")
