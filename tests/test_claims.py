@@ -746,7 +746,7 @@ def test_arms_of_the_claims_are_arms_of_the_study():
 # ---- frozen
 
 
-def test_a_frozen_file_that_differs_is_refused_until_the_deviation_is_written_down(tmp_path):
+def test_a_frozen_file_that_differs_is_refused_until_the_deviation_is_written_down(tmp_path, monkeypatch):
     path, frozen = tmp_path / "claims.toml", tmp_path / "claims.frozen.json"
     path.write_text(TINY)
     assert claims.freezing(frozen) is None
@@ -764,6 +764,9 @@ def test_a_frozen_file_that_differs_is_refused_until_the_deviation_is_written_do
     deviation = {"date": "2026-12-01", "what": "S is .2.", "why": "a slip", "digest": new}
     frozen.write_text(json.dumps(record | {"deviations": [deviation]}))
     assert claims._all(path, frozen)[0].contrasts[0].smallest == 0.2
+    monkeypatch.setattr(claims, "FROZEN", frozen)  # rows of before the deviation are still of this study
+    monkeypatch.setattr(claims, "claims_digest", lambda: new)
+    assert claims.frozen_digests() == {record["digest"], new}
     path.write_text(TINY)  # the old file is no longer what holds
     with pytest.raises(MMCollapseError, match="is not what was frozen"):
         claims.check_frozen(path, frozen)

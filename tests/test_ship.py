@@ -1,10 +1,13 @@
 """What is shipped of a run: less, and the same figures."""
 
+import json
+
 import pandas as pd
 import pytest
 
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.figures.house import open_source
+from mmcollapse.runner import FOLDERS
 from mmcollapse.ship import ship
 
 
@@ -17,8 +20,14 @@ def shipped(smoke, tmp_path_factory):
 def test_tables_and_provenance_are_shipped_whole(shipped):
     run, folder, written = shipped
     for path in (run / "results").glob("0*.*"):
-        if path.suffix in (".parquet", ".json") and ".samples" not in path.name:
+        if path.suffix == ".parquet" and ".samples" not in path.name:
             assert (folder / "results" / path.name).read_bytes() == path.read_bytes()
+        if path.suffix == ".json":
+            theirs, ours = (json.loads(p.read_text()) for p in (path, folder / "results" / path.name))
+            places = {name for name in FOLDERS if theirs.get("settings", {}).get(name)}
+            assert "runs" in places or "settings" not in theirs
+            assert all(ours["settings"].pop(name) == "" and theirs["settings"].pop(name) for name in places)
+            assert ours == theirs and str(run) not in json.dumps(ours)
     assert {"00_gates.parquet", "07_claims.parquet"} <= {path.name for path in written}
     assert not list(folder.rglob("*.ipynb"))
     assert all(path.is_file() for path in written) and len(set(written)) == len(written)

@@ -43,7 +43,7 @@ from mmcollapse.figures.house import (
     legend,
 )
 from mmcollapse.figures.styles import ARM_STYLE, REFERENCES, STYLE, in_order
-from mmcollapse.figures.variance import image_panels
+from mmcollapse.figures.variance import image_panels, more_image_panels
 from mmcollapse.figures.wording import wrong_words
 from mmcollapse.table import read_table
 
@@ -224,15 +224,8 @@ def panels(modality: str, measurement: str) -> list[Panel]:
     what = {"modality": modality, "measurement": measurement, "arms": ()}
     gap = "(lower = smaller gap)"
     if modality == "image":
-        found = [replace(panel, floor=False) for panel in image_panels(measurement)]
-        found += [
-            Panel("Frechet distance", "{space} features\n(lower is better)", "fid", **what),
-            Panel("Recall", f"share of real pictures\n{BETTER}", "recall", **what, scale="rate"),
-            Panel("Coverage", f"share of real pictures\n{BETTER}", "coverage", **what, scale="rate"),
-            Panel("Vendi score", f"effective number\n{LOWER}", "vendi", **what, scale="log"),
-            Panel("Power spectrum", "distance to real, powers of ten\n(lower is better)", "spectrum", **what),
-            Panel("Entropy", f"bits, of shape-colour pairs\n{LOWER}", "cell_entropy", **what),
-        ]
+        both = [*image_panels(measurement), *more_image_panels(measurement)]
+        found = [replace(panel, floor=False, arms=()) for panel in both]
     else:
         found = [
             Panel("All right", f"share of captions\n{BETTER}", "all_right", **what, scale="rate"),

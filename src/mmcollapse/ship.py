@@ -15,6 +15,7 @@ from mmcollapse.errors import MMCollapseError
 from mmcollapse.figures import FIGURES, draw
 from mmcollapse.figures.house import selected
 from mmcollapse.kept import path_of
+from mmcollapse.runner import FOLDERS
 
 DRAWN = (".png", ".json")  # SVGs are larger, and drawn again in a minute
 
@@ -37,6 +38,9 @@ def ship(results: Path, target: Path, figures: Path) -> list[Path]:
         for path in tables:
             if path.is_file():
                 written.append(Path(shutil.copy(path, target)))
+                if path.suffix == ".json":
+                    told = _placeless(json.loads(path.read_text()))
+                    written[-1].write_text(json.dumps(told, indent=1) + "\n")
         for name in names:
             if (kept := path_of(results, name)).is_file():
                 path_of(target, name).parent.mkdir(exist_ok=True)
@@ -53,6 +57,18 @@ def ship(results: Path, target: Path, figures: Path) -> list[Path]:
                 raise MMCollapseError(f"{path} is not the figure that {results} gives: it needs samples that were left")
             written.append(path)
     return written
+
+
+def _placeless(told):
+    """Provenance without the folders of the machine that ran it, which say nothing elsewhere."""
+    if isinstance(told, list):
+        return [_placeless(part) for part in told]
+    if not isinstance(told, dict):
+        return told
+    own = {
+        name for name, value in told.items() if name in FOLDERS and isinstance(value, str) and Path(value).is_absolute()
+    }
+    return {name: "" if name in own else _placeless(value) for name, value in told.items()}
 
 
 def _thin(samples: Path, target: Path, filters: list[dict]):

@@ -94,18 +94,26 @@ def _captioners(source: Source) -> Drawn:
     return Drawn(grid(source, panels, 3, about), [p.rows(source.table) for p in panels])
 
 
-def _more(source: Source) -> Drawn:
-    pictures = {"modality": "image", "measurement": "guidance 1", "arms": TRAINED}
-    greedy = {"modality": "text", "measurement": "greedy", "arms": TRAINED}
-    sampled = greedy | {"measurement": "sampled"}
+def more_image_panels(measurement: str) -> list[Panel]:
+    """Further metrics of pictures."""
+    pictures = {"modality": "image", "measurement": measurement, "arms": TRAINED}
     better, varied = "(higher is better)", "(lower = less varied)"
-    panels = [
+    return [
         Panel("Frechet distance", "{space} features\n(lower is better)", "fid", **pictures),
         Panel("Recall", f"share of real pictures\n{better}", "recall", **pictures, scale="rate"),
         Panel("Coverage", f"share of real pictures\n{better}", "coverage", **pictures, scale="rate"),
         Panel("Vendi score, pictures", f"effective number\n{varied}", "vendi", **pictures, scale="log"),
         Panel("Power spectrum", "distance to real, powers of ten\n(lower is better)", "spectrum", **pictures),
         Panel("Entropy", f"bits, of shape-colour pairs\n{varied}", "cell_entropy", **pictures),
+    ]
+
+
+def _more(source: Source) -> Drawn:
+    greedy = {"modality": "text", "measurement": "greedy", "arms": TRAINED}
+    sampled = greedy | {"measurement": "sampled"}
+    better, varied = "(higher is better)", "(lower = less varied)"
+    panels = [
+        *more_image_panels("guidance 1"),
         Panel("CIDEr, greedy", f"0-10, all references\n{better}", "cider", **greedy),
         Panel("ROUGE-L, greedy", f"0-1, all references\n{better}", "rouge_l", **greedy),
         Panel("Perplexity, sampled", "frozen language model\n(higher = less expected)", "perplexity", **sampled),
