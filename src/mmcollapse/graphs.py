@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import torch
 
 KEPT = 12  # recordings a function keeps: each holds the memory that its kernels work in
+LARGE = 10**8  # parameters from which on a model keeps a GPU busy by itself: there compiling pays, not recording
 _state = {"plain": False}
 
 
@@ -28,9 +29,14 @@ def plain():
         _state["plain"] = before
 
 
-def recording(device: torch.device) -> bool:
-    """Whether what runs on `device` is to be recorded."""
-    return device.type == "cuda" and not _state["plain"]
+def recording(device: torch.device, network: torch.nn.Module | None = None) -> bool:
+    """Whether what runs on `device` is to be recorded; of a large `network` nothing is."""
+    return device.type == "cuda" and not _state["plain"] and not large(network)
+
+
+def large(network: torch.nn.Module | None) -> bool:
+    """Whether a GPU is busy with `network` alone."""
+    return network is not None and sum(p.numel() for p in network.parameters()) >= LARGE
 
 
 def castable(module: torch.nn.Module) -> list[torch.nn.Parameter]:

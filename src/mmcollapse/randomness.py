@@ -7,7 +7,9 @@ in, and whatever was made before it.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -42,7 +44,25 @@ def gumbel(keys: list[tuple], shape: tuple[int, ...]) -> torch.Tensor:
 
 @lru_cache(6)
 def _gumbel(keys, shape):
+    return _of_uniform([draw.random(shape, dtype=np.float32) for draw in _draws(keys)])
+
+
+def gumbel_rows(keys: list[tuple], words: int) -> Callable[[int], torch.Tensor]:
+    """A function that gives `gumbel(keys, (rows, words))[:, k]` for k = 0, 1, ..., each drawn when it is asked for."""
+    draws, asked = _draws(keys), itertools.count()
+
+    def row(k: int) -> torch.Tensor:
+        if k != next(asked):
+            raise RuntimeError(f"row {k} of this noise was not asked for in its order")
+        return _of_uniform([draw.random(words, dtype=np.float32) for draw in draws])
+
+    return row
+
+
+def _draws(keys) -> list[np.random.Generator]:
+    return [np.random.Generator(np.random.Philox(seed_of("gumbel", *key))) for key in keys]
+
+
+def _of_uniform(uniform: list[np.ndarray]) -> torch.Tensor:
     # numpy's own gumbel takes ten times as long
-    draws = [np.random.Generator(np.random.Philox(seed_of("gumbel", *key))) for key in keys]
-    uniform = torch.from_numpy(np.stack([draw.random(shape, dtype=np.float32) for draw in draws]))
-    return -(-(uniform.clamp_(min=2**-25)).log()).log()
+    return -(-(torch.from_numpy(np.stack(uniform)).clamp_(min=2**-25)).log()).log()

@@ -69,6 +69,13 @@ def pace(settings: Settings, kind: str, plain: bool, seconds: float) -> float:
 
 def flops_of(settings: Settings, kind: str) -> float:
     """Floating-point operations a picture, as the plain way counts them."""
+    unit, n = _unit(settings, kind), []
+    with graphs.plain():
+        return flops(lambda: n.append(unit(1))) / n[0]
+
+
+def flops(work) -> float:
+    """Floating-point operations of work(), on this thread."""
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import flop_registry
 
@@ -81,10 +88,9 @@ def flops_of(settings: Settings, kind: str) -> float:
                 self.total += counted(*args, **(kwargs or {}), out_val=out)
             return out
 
-    unit = _unit(settings, kind)
-    with graphs.plain(), Count() as count:
-        n = unit(1)
-    return count.total / n
+    with Count() as count:
+        work()
+    return count.total
 
 
 def peak_flops(settings: Settings) -> float:

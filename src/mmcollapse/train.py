@@ -1,8 +1,9 @@
 """The one training loop: chains fine-tune with it, `make pretrain` builds the base models with it.
 
 fp32 master weights and optimiser state, compute in fp32 or bf16 (autocast), AdamW, linear warm-up, gradient clipping.
-On a GPU the whole step is recorded in CUDA graphs (see graphs): nano models are launch-bound there, and so they are
-several times faster (`make bench`). The arithmetic is the same.
+On a GPU the whole step of a small model is recorded in CUDA graphs (see graphs): it is launch-bound there, and so it is
+several times faster (`make bench`). The arithmetic is the same. A step of a large one may be computed in parts, whose
+gradients add up to the same step.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from pathlib import Path
 
 import torch
 
-from mmcollapse.errors import TrainingDiverged
+from mmcollapse.errors import MMCollapseError, TrainingDiverged
 from mmcollapse.graphs import castable, lowered, recording
+from mmcollapse.memory import AtOnce
+from mmcollapse.parallel import processes, share
 from mmcollapse.randomness import generator
 
 SAVED = 1000  # steps between two checkpoints
@@ -72,6 +75,8 @@ def train(
     checkpoint: Path | None = None,
     recorded: dict | None = None,
     network: torch.nn.Module | None = None,
+    at_once: AtOnce | None = None,
+    size: Callable[[dict[str, torch.Tensor]], torch.Tensor | int] | None = None,
 ) -> list[float]:
     """Train `parameters` in place and return the loss of every `every`-th step.
 
@@ -87,16 +92,22 @@ def train(
         a chain's generation is short enough to start again).
     recorded: steps recorded on a GPU by earlier calls with these very `loss` and `parameters`, to which this one's is
         added: recording takes as long as tens of steps.
-    network: where the parameters are at work, if casting them to bfloat16 once a step is to spare time on a GPU.
+    network: where the parameters are at work: of a small one steps are recorded on a GPU, and weights cast to bfloat16
+        once a step.
+    at_once: how many pairs of a batch are computed at once, all if not given; a batch has the parts it takes.
+    size: of a batch, what its loss is a mean over, by which its parts are weighted; pairs if not given.
     Raises TrainingDiverged when a loss or weight is not finite.
     """
     device = next(iter(data.values())).device
     n = len(next(iter(data.values())))
-    graphs = recording(device)
+    graphs = recording(device, network)
+    at_once = at_once or AtOnce(recipe.batch, "the pairs of a step", "train_batch")
     stepper = None
 
-    if torch.distributed.is_initialized():
-        key = (*key, torch.distributed.get_rank())  # every process has its own batches and noise
+    if torch.distributed.is_initialized() and processes() == 1:
+        key = (*key, torch.distributed.get_rank())  # pretraining: every process has its own batches and noise
+    if recipe.batch < processes():
+        raise MMCollapseError(f"setting batch={recipe.batch}: {processes()} processes share it, so it must be as many")
     noise_key = generator("noise", *key)
     if gpu_noise and device.type == "cuda":
         noise_key = torch.Generator(device).manual_seed(noise_key.initial_seed())
@@ -109,10 +120,11 @@ def train(
     for i, index, draws in _fetched(batches(n, recipe.batch, recipe.steps, key), draw, noise_key, device, done, every):
         if stepper is None:
             shapes = tuple((k, t.shape[1:], t.dtype) for k, t in data.items())
-            kind = (recipe.batch, recipe.betas, recipe.weight_decay, recipe.clip, recipe.dtype, shapes)
+            kind = (recipe.batch, at_once.n, recipe.betas, recipe.weight_decay, recipe.clip, recipe.dtype, shapes)
             stepper = recorded.get(kind) if graphs and recorded is not None else None
             if stepper is None:
-                stepper = _Step(loss, parameters, recipe, device, average, average_decay, network)
+                low = network if graphs and recipe.dtype == "bfloat16" and at_once.n >= recipe.batch else None
+                stepper = _Step(loss, parameters, recipe, device, average, average_decay, at_once, size, graphs, low)
                 if graphs:
                     stepper.record({k: t.index_select(0, index) for k, t in data.items()} | draws)
                     if recorded is not None:
@@ -173,12 +185,13 @@ class _Step:
     """One optimiser step: loss, gradients, their exchange between processes, clipping, AdamW. Called, it takes the rows
     `index` of the data; recorded, it does so by two CUDA graphs with the exchange of gradients between them."""
 
-    def __init__(self, loss, parameters, recipe: Recipe, device, average, average_decay: float, network=None):
+    def __init__(self, loss, parameters, recipe: Recipe, device, average, average_decay, at_once, size, graphs, low):
         self.loss, self.parameters, self.recipe, self.device = loss, parameters, recipe, device
         self.average, self.average_decay = average, average_decay
+        self.at_once, self.size = at_once, size or _pairs
         self.graphs, self.inputs, self.output, self.gradients = (), {}, None, []
-        low = recording(device) and recipe.dtype == "bfloat16" and network is not None
-        self.low = castable(network) if low else []
+        self.low = castable(low) if low is not None else []  # not of parts, whose gradients add up in float32
+        self.cached = not graphs  # a graph would not see what autocast keeps
         self.rate = torch.tensor(recipe.lr, device=device)
         self.optimiser = torch.optim.AdamW(
             parameters,
@@ -196,7 +209,8 @@ class _Step:
         else:
             self.optimiser.param_groups[0]["lr"] = lr
         if not self.graphs:
-            return self._step({k: t.index_select(0, index) for k, t in data.items()} | draws)
+            batch = {k: t.index_select(0, index) for k, t in data.items()} | draws
+            return self.at_once(lambda n: self._attempt(batch, n))
         for name, value in data.items():
             torch.index_select(value, 0, index, out=self.inputs[name])
         for name, value in draws.items():
@@ -206,17 +220,36 @@ class _Step:
         self.graphs[1].replay()
         return self.output
 
-    def _step(self, batch) -> torch.Tensor:
-        value = self._backward(batch)
-        _share([p.grad for p in self.parameters if p.grad is not None])
+    def _attempt(self, batch, n: int) -> torch.Tensor:
+        try:
+            return self._step(batch, n)
+        except torch.OutOfMemoryError:
+            self.optimiser.zero_grad()
+            raise
+
+    def _step(self, batch, n: int) -> torch.Tensor:
+        value = self._backward(batch, n)
+        # the loss, too, so that all see it break at the same step
+        _share([value, *(p.grad for p in self.parameters if p.grad is not None)])
         self._update()
         return value
 
-    def _backward(self, batch) -> torch.Tensor:
-        low, cache = self.recipe.dtype == "bfloat16", not recording(self.device)
+    def _backward(self, batch, n: int) -> torch.Tensor:
+        """The loss of a batch, of which n pairs are computed at once; its gradients stand with the parameters. Of
+        processes that train together each computes its share, as many times too large as their mean is too small."""
+        if processes() == 1 and n >= _pairs(batch):
+            return self._gradients(batch)
+        mine, all_ = share(_pairs(batch)), self.size(batch) / processes()
+        rows = zip(*(t[mine].split(n) for t in batch.values()), strict=True)
+        parts = [dict(zip(batch, part, strict=True)) for part in rows]
+        return sum(self._gradients(part, self.size(part) / all_) for part in parts)
+
+    def _gradients(self, batch, share: torch.Tensor | float | None = None) -> torch.Tensor:
+        low = self.recipe.dtype == "bfloat16"
         with lowered(self.low):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=cache):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=self.cached):
                 value = self.loss(batch)
+                value = value if share is None else value * share
             value.backward()
         return value.detach()
 
@@ -245,13 +278,13 @@ class _Step:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
-                self._step(self.inputs)
+                self._step(self.inputs, self.at_once.n)
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
         first, second = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(first, capture_error_mode="thread_local"):  # NCCL's watchdog may call CUDA meanwhile
-            self.output = self._backward(self.inputs)
-        self.gradients = [p.grad for p in self.parameters if p.grad is not None]
+            self.output = self._backward(self.inputs, self.at_once.n)
+        self.gradients = [self.output, *(p.grad for p in self.parameters if p.grad is not None)]
         with torch.cuda.graph(second, pool=first.pool(), capture_error_mode="thread_local"):
             self._update()
         self.graphs = (first, second)
@@ -277,8 +310,12 @@ class _Step:
             a.copy_(value)
 
 
+def _pairs(batch: dict[str, torch.Tensor]) -> int:
+    return len(next(iter(batch.values())))
+
+
 def _share(gradients: list[torch.Tensor]):
-    """Average the gradients over the processes of `torch.distributed` (pretraining on several GPUs)."""
+    """Average gradients over the processes of `torch.distributed` (several GPUs)."""
     if not torch.distributed.is_initialized():
         return
     flat = torch.cat([g.reshape(-1) for g in gradients])

@@ -1,22 +1,29 @@
 """Models behind two small interfaces, generator (text to image) and captioner (image to text).
 
 Both offer: `make` (pictures from captions / captions from pictures), `encode` (real or synthetic pairs to training
-tensors, once a set), `draw` and `loss` (what `train.train` needs), `network` (the module that is trained), `trainable`
-(name -> parameter), `prepare` (full fine-tuning or LoRA), and `digest` (of the weights that were loaded). Stable
-Diffusion and BLIP-2 differ only in here.
+tensors, once a set), `draw`, `loss` and `size` (what `train.train` needs), `network` (the module that is trained),
+`trainable` (name -> parameter), `prepare` (full fine-tuning or LoRA), and `digest` (of the weights that were loaded).
+Stable Diffusion and BLIP-2 differ only in here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from safetensors import SafetensorError
 
 from mmcollapse.errors import MMCollapseError
+from mmcollapse.graphs import castable
 from mmcollapse.randomness import seed_of
+
+Opened = TypeVar("Opened")
 
 GENERATORS = {  # `_class_name` in model_index.json: module and class of the adapter
     "StableDiffusionPipeline": "mmcollapse.models.generator:StableDiffusion",
@@ -69,21 +76,46 @@ def folder_digest(folder: str | Path) -> str:
         files += sorted(p for p in link.resolve().rglob("*") if p.is_file() and p.name != "README.md")
     for path in files:
         total.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-        total.update(path.read_bytes())
+        with open(path, "rb") as file:
+            while part := file.read(2**24):
+                total.update(part)
     return total.hexdigest()
 
 
-def add_lora(module: torch.nn.Module, targets: list[str] | str, rank: int):
+def opened(folder: str | Path, open_it: Callable[[], Opened]) -> Opened:
+    """What `open_it` opens of a model's folder. MMCollapseError: something in it is missing, damaged or unknown."""
+    try:
+        return open_it()
+    except (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise MMCollapseError(f"the model in {folder} cannot be opened: {why}") from error
+
+
+def at_rest(module: torch.nn.Module):
+    """Hold in bfloat16 what autocast would cast to it at every use, and leave the rest in float32: the same numbers in
+    half the memory, for weights that are not trained."""
+    for p in castable(module):
+        p.data = p.data.bfloat16()
+
+
+def add_lora(module: torch.nn.Module, targets: list[str] | str, rank: int, without: str = ""):
     """Freeze `module` and inject LoRA layers (peft) of `rank` into its sub-modules named in `targets`: ends of names,
-    or one pattern of whole names. Their first weights are the same in every process, so that a resumed chain starts
-    where it started."""
+    or one pattern of whole names; not into those of the sub-module `without`. Their first weights are float32 and the
+    same in every process, so that a resumed chain starts where it started. MMCollapseError: no sub-module has such a
+    name."""
     from peft import LoraConfig, inject_adapter_in_model
 
     module.requires_grad_(False)
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights=True)
+    never = rf"{re.escape(without)}\..*" if without else None
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, exclude_modules=never, init_lora_weights=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("lora", rank))
-        inject_adapter_in_model(config, module)
+        try:
+            inject_adapter_in_model(config, module)
+        except ValueError as error:
+            raise MMCollapseError(f"LoRA on {targets!r}: {' '.join(str(error).split())}") from error
+    for p in trainable(module).values():
+        p.data = p.data.float()
 
 
 def trainable(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

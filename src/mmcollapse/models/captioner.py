@@ -8,16 +8,23 @@ what its `generate` wants to be given (`prompt`).
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from mmcollapse.errors import MMCollapseError
-from mmcollapse.graphs import Recorded, castable, lowered, recording
-from mmcollapse.models import add_lora, folder_digest, trainable
-from mmcollapse.randomness import gumbel
+from mmcollapse.graphs import Recorded, castable, large, lowered, recording
+from mmcollapse.memory import AtOnce
+from mmcollapse.models import add_lora, at_rest, folder_digest, opened, trainable
+from mmcollapse.parallel import in_shares
+from mmcollapse.randomness import gumbel, gumbel_rows
+
+LONGEST = 62  # tokens of a caption, whatever a decoder has places for: COCO's longest has fewer
+NOISE_BYTES = 2**26  # noise of more than that is drawn when it is needed, for most captions end long before the longest
 
 
 @dataclass(frozen=True)
@@ -57,14 +64,16 @@ class CaptionDecoding:
 
 class _GumbelMax:
     """Turns greedy search into sampling: the argmax of logits plus Gumbel noise is a draw from their softmax (Gumbel
-    1954). The noise is a sample's own, (n, max_tokens + 1, vocabulary), so the draw does not depend on the batch. With
-    beams, every beam of a sample sees the sample's noise of that step, and the search runs on the perturbed scores."""
+    1954). The noise is a sample's own, so the draw does not depend on the batch. With beams, every beam of a sample
+    sees the sample's noise of that step, and the search runs on the perturbed scores.
 
-    def __init__(self, noise: torch.Tensor, prompt_length: int):
+    noise: called with 0, 1, ... for the noise (n, vocabulary) of each token."""
+
+    def __init__(self, noise: Callable[[int], torch.Tensor], prompt_length: int):
         self.noise, self.prompt_length = noise, prompt_length
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        noise = self.noise[:, input_ids.shape[1] - self.prompt_length]
+        noise = self.noise(input_ids.shape[1] - self.prompt_length).to(scores.device)
         return scores.float() + noise.repeat_interleave(scores.shape[0] // noise.shape[0], 0)
 
 
@@ -80,12 +89,14 @@ class Captioner:
     """A captioning model of transformers. The vision tower is frozen and everything else is trained, as in BLIP-2's own
     recipe (Li et al. 2023).
 
-    image_size: pixels a side; max_tokens: the longest caption, begin and end not counted."""
+    image_size: pixels a side of what the tower sees, to which pictures are resized as the image processor does;
+    max_tokens: the longest caption, begin and end not counted."""
 
     kind = "captioner"
     architecture: str  # the model's class in transformers
     opens: str  # the class in transformers of its processor, or of its image processor alone
     tower: str  # the vision tower, a sub-module
+    resizes = True  # pictures of another size are shown to the tower in its own
     lora_targets: list[str] | str  # sub-modules, by the end of their names, or a pattern of whole names
 
     def __init__(self, folder: str | Path, device: str = "cpu", dtype: str = "float32"):
@@ -93,10 +104,12 @@ class Captioner:
 
         self.digest = folder_digest(folder)
         architecture, opens = getattr(transformers, self.architecture), getattr(transformers, self.opens)
-        self.model = self.network = architecture.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        # safetensors alone: other formats can run code when they are opened
+        given = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
+        self.model = self.network = opened(folder, lambda: architecture.from_pretrained(folder, **given))
         self.model.to(device).eval()
         self.model.get_submodule(self.tower).requires_grad_(False)
-        self.processor = opens.from_pretrained(folder, local_files_only=True)
+        self.processor = opened(folder, lambda: opens.from_pretrained(folder, local_files_only=True))
         if hasattr(self.processor, "tokenizer"):
             self.tokenizer = self.processor.tokenizer
         else:
@@ -105,7 +118,9 @@ class Captioner:
             self.tokenizer = getattr(transformers, name).from_pretrained(folder, local_files_only=True)
         self.device, self.dtype = torch.device(device), dtype
         self.image_size = self.model.get_submodule(self.tower).config.image_size
-        self.max_tokens = self.positions() - 2  # a begin and an end token stand beside
+        self.begin, self.end = self.ends()
+        self.max_tokens = min(self.positions() - 2, LONGEST)  # a begin and an end token stand beside
+        self.large, self.fitting = large(self.model), {}
         self._next, self._seen = Recorded(self._next_token), Recorded(self._features)
         vision = getattr(self.processor, "image_processor", self.processor)
         self.mean = torch.tensor(vision.image_mean, device=device).view(1, 3, 1, 1)
@@ -114,6 +129,21 @@ class Captioner:
     def positions(self) -> int:
         """How many tokens the decoder can tell apart by their places."""
         raise NotImplementedError
+
+    def ends(self) -> tuple[int, int]:
+        """The tokens with which `generate` begins and ends a caption."""
+        settings = self.model.generation_config
+        begin = settings.bos_token_id if settings.decoder_start_token_id is None else settings.decoder_start_token_id
+        end = settings.eos_token_id
+        return begin, end[0] if isinstance(end, list) else end
+
+    def vocabulary(self) -> int:
+        """Of how many tokens `generate` chooses the next."""
+        return self.model.get_input_embeddings().num_embeddings
+
+    def words(self, captions: list[str]) -> list[list[int]]:
+        """The tokens of each caption, without begin and end."""
+        return self.tokenizer(captions, add_special_tokens=False).input_ids
 
     def look(self, images: torch.Tensor) -> torch.Tensor:
         """What the vision tower, which chains never train, makes of pictures: (n, patches, d) from uint8 (n, size,
@@ -141,23 +171,37 @@ class Captioner:
         """Tokens that stand before the caption in what `generate` gives back: the begin token."""
         return 1
 
-    def prepare(self, method: str, rank: int):
-        """Choose what is trained: all but the vision tower ("full") or LoRA layers in its attentions ("lora")."""
+    def prepare(self, method: str, rank: int, targets: str = "", checkpointing: bool = False):
+        """Choose what is trained, the vision tower never: all else ("full") or LoRA layers of `rank` ("lora") in the
+        sub-modules whose names end in one of `targets`, comma-separated; "" is in the attentions. checkpointing: has
+        no meaning here, for captions are short, and so are the activations of their tokens."""
         if method == "lora":
-            add_lora(self.model, self.lora_targets, rank)
+            if self.dtype == "bfloat16":
+                at_rest(self.model)
+            add_lora(
+                self.model,
+                [name.strip() for name in targets.split(",")] if targets else self.lora_targets,
+                rank,
+                self.tower,
+            )
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         return trainable(self.model)
 
     def pixels(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, size, size, 3) uint8 to the (n, 3, size, size) float32 that the image processor would give."""
-        return (images.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+        """(n, side, side, 3) uint8 to the (n, 3, size, size) float32 that the image processor would give."""
+        pictures = images.permute(0, 3, 1, 2).float()
+        if pictures.shape[2] != self.image_size:
+            size = (self.image_size, self.image_size)
+            pictures = torch.nn.functional.interpolate(pictures, size, mode="bicubic", antialias=True)
+            pictures = pictures.round().clamp(0, 255)
+        return (pictures / 255 - self.mean) / self.std
 
     def _autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
     def _lowered(self):
-        low = recording(self.device) and self.dtype == "bfloat16"
+        low = recording(self.device) and not self.large and self.dtype == "bfloat16"
         return lowered(castable(self.model) if low else [])
 
     @torch.no_grad()
@@ -165,8 +209,8 @@ class Captioner:
         """Training tensors of pairs: looked (n, patches, d), what the frozen tower makes of images (n, size, size, 3)
         uint8, once for all steps; ids (n, tokens): begin, caption, end, padding; labels (n, tokens): the same, -100
         where nothing is to be learned. As many tokens as the longest caption has; captions longer than this captioner
-        can write are cut at the end."""
-        rows = self.tokenizer(captions, truncation=True, max_length=self.max_tokens + 2).input_ids
+        can write are cut, and end there."""
+        rows = [[self.begin, *row[: self.max_tokens], self.end] for row in self.words(captions)]
         tokens = max(len(row) for row in rows)
         if self.device.type != "cpu":  # few lengths: a graph is recorded for each
             tokens = min(-(-tokens // 8) * 8, self.max_tokens + 2)
@@ -175,11 +219,24 @@ class Captioner:
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row)
             labels[i, 1 : len(row)] = torch.tensor(row[1:])  # begin is given, not learned
-        pictures, looked = torch.from_numpy(np.ascontiguousarray(images)), []
-        with self._autocast():
-            for start in range(0, len(pictures), 256):
-                looked.append(self.look(pictures[start : start + 256].to(self.device)))
-        return {"looked": torch.cat(looked), "ids": ids.to(self.device), "labels": labels.to(self.device)}
+        pictures = torch.from_numpy(np.ascontiguousarray(images))
+
+        def looked(rows: int) -> torch.Tensor:
+            with self._autocast():
+                parts = [self.look(part.to(self.device)) for part in pictures.split(rows)]
+            return torch.cat(parts)
+
+        seen = self._fitting("pictures to look at", 256)(looked)
+        return {"looked": seen, "ids": ids.to(self.device), "labels": labels.to(self.device)}
+
+    def _fitting(self, what: str, n: int) -> AtOnce:
+        """How many are computed at once: n, or what this GPU was found to hold."""
+        return self.fitting.setdefault(f"{n} {what}", AtOnce(n, what, "compute_batch"))
+
+    @staticmethod
+    def size(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What `loss` is a mean over: the tokens that are learned."""
+        return (batch["labels"][:, 1:] != -100).sum()
 
     def draw(self, n: int, g: torch.Generator) -> dict[str, torch.Tensor]:
         return {}  # teacher forcing needs no random input
@@ -193,46 +250,54 @@ class Captioner:
         logits = self.logits(seen, batch["ids"])[:, :-1].flatten(0, 1).float()
         return torch.nn.functional.cross_entropy(logits, batch["labels"][:, 1:].flatten(), ignore_index=-100)
 
+    @in_shares
     @torch.no_grad()
     def make(self, images: np.ndarray, decoding: CaptionDecoding, keys: list[tuple], batch: int = 128) -> list[str]:
         """One caption a picture. images: (n, size, size, 3) uint8; keys: names of the samples' noise (see randomness),
         used when the temperature is above 0."""
-        from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
         if decoding.max_tokens > self.max_tokens:
             raise MMCollapseError(f"max_tokens={decoding.max_tokens}: this captioner writes at most {self.max_tokens}")
-        length, words = self.prompt_length(), self.model.get_input_embeddings().num_embeddings
-        out: list[str] = []
-        for start in range(0, len(images), batch):
-            part = torch.from_numpy(np.ascontiguousarray(images[start : start + batch])).to(self.device)
-            noise = None
-            if decoding.temperature > 0:
-                noise = gumbel(keys[start : start + batch], (decoding.max_tokens + 1, words)).to(self.device)
-            if recording(self.device) and decoding.plain():
-                out += self._texts(self.write(part, decoding, noise))
-                continue
-            processors = LogitsProcessorList()
-            if noise is not None:
-                processors.append(TemperatureLogitsWarper(float(decoding.temperature)))
-                keep = 2 if decoding.beams > 1 else 1
-                if decoding.top_k:
-                    processors.append(TopKLogitsWarper(decoding.top_k, min_tokens_to_keep=keep))
-                if decoding.top_p < 1:
-                    processors.append(TopPLogitsWarper(decoding.top_p, min_tokens_to_keep=keep))
-                processors.append(_GumbelMax(noise, length))
-            with self._autocast():
-                ids = self.model.generate(
-                    **self.prompt(self.pixels(part)),
-                    do_sample=False,
-                    num_beams=decoding.beams,
-                    max_new_tokens=decoding.max_tokens + 1,
-                    min_new_tokens=decoding.min_tokens,
-                    repetition_penalty=decoding.repetition_penalty,
-                    no_repeat_ngram_size=decoding.no_repeat,
-                    logits_processor=processors,
-                )
-            out += self._texts(ids[:, length : length + decoding.max_tokens])
+        images, out = np.ascontiguousarray(images), []
+        fitting = self._fitting("pictures to caption", batch)
+        while (i := len(out)) < len(images):
+            out += fitting(lambda n, i=i: self._made(images[i : i + n], decoding, keys[i : i + n]))
         return out
+
+    def _made(self, images: np.ndarray, decoding: CaptionDecoding, keys: list[tuple]) -> list[str]:
+        from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+        part, noise = torch.from_numpy(images).to(self.device), None
+        length, words = self.prompt_length(), self.vocabulary()
+        whole = (decoding.max_tokens + 1, words)
+        if recording(self.device) and not self.large and decoding.plain():
+            noise = gumbel(keys, whole).to(self.device) if decoding.temperature > 0 else None
+            return self._texts(self.write(part, decoding, noise))
+        processors = LogitsProcessorList()
+        if decoding.temperature > 0:
+            processors.append(TemperatureLogitsWarper(float(decoding.temperature)))
+            keep = 2 if decoding.beams > 1 else 1
+            if decoding.top_k:
+                processors.append(TopKLogitsWarper(decoding.top_k, min_tokens_to_keep=keep))
+            if decoding.top_p < 1:
+                processors.append(TopPLogitsWarper(decoding.top_p, min_tokens_to_keep=keep))
+            if 4 * len(keys) * whole[0] * words > NOISE_BYTES:
+                noise = gumbel_rows(keys, words)
+            else:
+                drawn = gumbel(keys, whole).to(self.device)
+                noise = partial(drawn.select, 1)
+            processors.append(_GumbelMax(noise, length))
+        with self._autocast():
+            ids = self.model.generate(
+                **self.prompt(self.pixels(part)),
+                do_sample=False,
+                num_beams=decoding.beams,
+                max_new_tokens=decoding.max_tokens + 1,
+                min_new_tokens=decoding.min_tokens,
+                repetition_penalty=decoding.repetition_penalty,
+                no_repeat_ngram_size=decoding.no_repeat,
+                logits_processor=processors,
+            )
+        return self._texts(ids[:, length : length + decoding.max_tokens])
 
     def _texts(self, ids: torch.Tensor) -> list[str]:
         return [" ".join(t.split()) for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
@@ -243,15 +308,14 @@ class Captioner:
         whole caption so far is read anew: more arithmetic than with a cache of the past, but few kernels of one shape,
         which a graph can hold. images: (n, size, size, 3) uint8 on the device; noise: (n, max_tokens + 1, vocabulary)
         Gumbel noise, or None at temperature 0."""
-        begin, end = self.tokenizer("").input_ids
         n, device = len(images), self.device
         ids = torch.full((n, decoding.max_tokens + 1), self.tokenizer.pad_token_id, device=device)
-        ids[:, 0] = begin
+        ids[:, 0] = self.begin
         state = {"ids": ids, "ended": torch.zeros(n, dtype=torch.bool, device=device)}
         state |= {"at": torch.zeros(1, dtype=torch.long, device=device)}
         fixed = {"seen": self._seen({"images": images})} | ({} if noise is None else {"noise": noise})
         for token in range(decoding.max_tokens):
-            new = self._next(fixed | state, temperature=float(decoding.temperature), end=end)
+            new = self._next(fixed | state, temperature=float(decoding.temperature), end=self.end)
             state = dict(zip(state, new, strict=True))
             if token % 8 == 7 and bool(state["ended"].all()):  # to ask is to wait for the GPU
                 break
@@ -282,6 +346,10 @@ class Blip2(Captioner):
     def positions(self) -> int:
         return self.model.config.text_config.max_position_embeddings - self.model.config.num_query_tokens
 
+    def ends(self) -> tuple[int, int]:
+        text = self.model.config.text_config  # the published ones end a caption with a line feed
+        return text.bos_token_id, text.eos_token_id
+
     def project(self, looked: torch.Tensor) -> torch.Tensor:
         queries = self.model.query_tokens.expand(len(looked), -1, -1)
         asked = self.model.qformer(query_embeds=queries, encoder_hidden_states=looked).last_hidden_state
@@ -304,6 +372,9 @@ class Blip(Captioner):
 
     def positions(self) -> int:
         return self.model.config.text_config.max_position_embeddings
+
+    def ends(self) -> tuple[int, int]:
+        return self.model.config.text_config.bos_token_id, self.model.config.text_config.sep_token_id
 
     def logits(self, seen: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         mask = _causal(ids.shape[1], ids.device)
@@ -383,6 +454,9 @@ class Idefics(Captioner):
 
     def positions(self) -> int:
         return self.model.config.max_position_embeddings
+
+    def vocabulary(self) -> int:
+        return super().vocabulary() + self.model.config.additional_vocab_size
 
     def logits(self, seen: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         n, tokens = ids.shape

@@ -6,6 +6,7 @@ new one is such a subclass and a line in `mmcollapse.models.GENERATORS`.
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
@@ -15,15 +16,18 @@ import numpy as np
 import torch
 
 from mmcollapse.errors import MMCollapseError
-from mmcollapse.graphs import Recorded, castable, lowered, recording
-from mmcollapse.models import add_lora, folder_digest, trainable
+from mmcollapse.graphs import Recorded, castable, large, lowered, recording
+from mmcollapse.memory import AtOnce
+from mmcollapse.models import add_lora, at_rest, folder_digest, opened, trainable
+from mmcollapse.parallel import in_shares
 from mmcollapse.randomness import normal
 
 # Share of training samples whose caption is dropped, so that the same U-Net also learns the unconditional score that
 # classifier-free guidance needs (Ho and Salimans 2022; 0.1 as in Stable Diffusion).
 P_DROP = 0.1
-DECODED = 256  # pictures that the VAE decodes at once: its last layers take much memory
+DECODED = 2**20  # pixels that the VAE encodes or decodes at once: its layers at full size take much memory
 READ = 16  # lists of prompts that are kept as the text encoders read them
+READ_BYTES = 2**30  # and how much all of them may take
 
 
 @dataclass(frozen=True)
@@ -105,19 +109,24 @@ class DiffusersGenerator:
     named = {
         "text": "prompt_embeds"
     }  # conditions of the denoiser that the pipeline's call takes, and their names there
-    opening: dict = {}  # settings of from_pretrained
+    opening: dict = {}  # settings of from_pretrained: what is not needed, and may not be there
     calling: dict = {}  # settings of the call
     draws = staticmethod(noise_draws)
 
     def __init__(self, folder: str | Path, device: str = "cpu", dtype: str = "float32"):
         import diffusers
 
+        index = json.loads((Path(folder) / "model_index.json").read_text())
+        parts = [
+            name for name, part in index.items() if isinstance(part, list) and part[0] and name not in self.opening
+        ]
+        if lacking := [name for name in parts if not (Path(folder) / name).is_dir()]:
+            raise MMCollapseError(f"the model in {folder} lacks {', '.join(lacking)}")
         self.digest = folder_digest(folder)
-        self.pipe = (
-            getattr(diffusers, self.pipeline)
-            .from_pretrained(folder, dtype=torch.float32, local_files_only=True, **self.opening)
-            .to(device)
-        )
+        pipeline = getattr(diffusers, self.pipeline)
+        # safetensors alone: other formats can run code when they are opened
+        given = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True} | self.opening
+        self.pipe = opened(folder, lambda: pipeline.from_pretrained(folder, **given)).to(device)
         self.pipe.set_progress_bar_config(disable=True)
         self.device, self.dtype = torch.device(device), dtype
         self.noising = noising(self.pipe.scheduler, device)
@@ -131,8 +140,13 @@ class DiffusersGenerator:
         self.shape = (config.in_channels, config.sample_size, config.sample_size)  # of the latents of a picture
         self.image_size = config.sample_size * self.pipe.vae_scale_factor  # pixels
         self._told: OrderedDict[tuple, dict] = OrderedDict()
+        self.fitting: dict[str, AtOnce] = {}
+        self.large = large(self.denoiser)
         self._denoised = Recorded(self._denoise)
         self.nothing = self.no_caption()
+        if self.large and recording(self.device):
+            torch._dynamo.config.recompile_limit = 64  # one for each size of batch, with and without gradients
+            self.denoiser.compile(dynamic=False)  # once a run: weights change in place
 
     @staticmethod
     def predict(denoiser, noisy, timesteps, told: dict[str, torch.Tensor], return_dict: bool = True):
@@ -148,10 +162,18 @@ class DiffusersGenerator:
         what guidance moves away from in sampling."""
         return self.conditions([""])
 
-    def prepare(self, method: str, rank: int):
-        """Choose what is trained: all of the denoiser ("full") or LoRA layers in its attentions ("lora")."""
+    def prepare(self, method: str, rank: int, targets: str = "", checkpointing: bool = False):
+        """Choose what is trained: all of the denoiser ("full") or LoRA layers of `rank` ("lora") in the sub-modules
+        whose names end in one of `targets`, comma-separated; "" is in its attentions. checkpointing: activations are
+        computed again for the gradients, a third more work in a fraction of the memory."""
         if method == "lora":
-            add_lora(self.denoiser, self.lora_targets, rank)
+            if self.dtype == "bfloat16":
+                at_rest(self.denoiser)
+            add_lora(
+                self.denoiser, [name.strip() for name in targets.split(",")] if targets else self.lora_targets, rank
+            )
+        if checkpointing:
+            self.denoiser.enable_gradient_checkpointing()
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         return trainable(self.denoiser)
@@ -166,9 +188,12 @@ class DiffusersGenerator:
         key = tuple(captions)
         if key not in self._told:
             self._told[key] = self._read_all(captions)
-            if len(self._told) > READ:
+            while len(self._told) > 1 and (len(self._told) > READ or self._read_bytes() > READ_BYTES):
                 self._told.popitem(last=False)
         return dict(self._told[key])
+
+    def _read_bytes(self) -> int:
+        return sum(t.nbytes for told in self._told.values() for t in told.values())
 
     def _read_all(self, captions: list[str]) -> dict[str, torch.Tensor]:
         unique = sorted(set(captions))
@@ -185,16 +210,34 @@ class DiffusersGenerator:
     def encode(self, images: np.ndarray, captions: list[str]) -> dict[str, torch.Tensor]:
         """Training tensors of pairs: latents (n, c, h, w), the VAE's posterior means, scaled; and `conditions`.
         images: (n, size, size, 3) uint8."""
-        latents = []
-        for start in range(0, len(images), 256):
-            pixels = torch.from_numpy(images[start : start + 256]).to(self.device)
-            pixels = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
-            means = self.pipe.vae.encode(pixels).latent_dist.mean
-            latents.append((means - self._shift) * self.pipe.vae.config.scaling_factor)
-        return {"latents": torch.cat(latents)} | self.conditions(captions)
+
+        def encoded(rows: int) -> torch.Tensor:
+            latents = []
+            for start in range(0, len(images), rows):
+                pixels = torch.from_numpy(images[start : start + rows]).to(self.device)
+                pixels = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+                means = self.pipe.vae.encode(pixels).latent_dist.mean
+                latents.append((means - self._shift) * self.pipe.vae.config.scaling_factor)
+            return torch.cat(latents)
+
+        return {"latents": self._fitting("pictures to encode", self._decoded)(encoded)} | self.conditions(captions)
+
+    @property
+    def _decoded(self) -> int:
+        """Pictures that the VAE encodes or decodes at once."""
+        return max(1, min(256, DECODED // self.image_size**2))
+
+    def _fitting(self, what: str, n: int) -> AtOnce:
+        """How many are computed at once: n, or what this GPU was found to hold."""
+        return self.fitting.setdefault(f"{n} {what}", AtOnce(n, what, "compute_batch"))
 
     def draw(self, n: int, g: torch.Generator) -> dict[str, torch.Tensor]:
         return self.draws(n, g, self.shape, self.noising.config.num_train_timesteps)
+
+    @staticmethod
+    def size(batch: dict[str, torch.Tensor]) -> int:
+        """What `loss` is a mean over: pictures."""
+        return len(batch["latents"])
 
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         dropped = batch["drop"] < P_DROP
@@ -204,31 +247,45 @@ class DiffusersGenerator:
         }
         return denoising_loss(partial(self.predict, self.denoiser), self.noising, batch["latents"], told, batch)
 
+    @in_shares
     @torch.no_grad()
     def make(self, captions: list[str], decoding: ImageDecoding, keys: list[tuple], batch: int = 64) -> np.ndarray:
         """Pictures (n, size, size, 3) uint8, one a caption. keys: names of the samples' noise (see randomness);
         `batch` changes speed and memory, never a picture (to within 1e-4 before rounding)."""
-        out = []
-        for start in range(0, len(captions), batch):
-            told, given = self.conditions(captions[start : start + batch]), {}
-            noise = normal(keys[start : start + batch], self.shape).to(self.device)
-            if recording(self.device) and decoding.steps > 1:
-                out.append(self.decode(self._denoised(told | {"noise": noise}, **vars(decoding))))
-                continue
-            for name, theirs in self.named.items():
-                given[theirs] = told[name]
-                given[f"negative_{theirs}"] = self.nothing[name].expand_as(told[name])
-            with self._autocast():
-                latents = self.pipe(
-                    **given,
-                    latents=noise,
-                    num_inference_steps=decoding.steps,
-                    guidance_scale=decoding.guidance,
-                    output_type="latent",
-                    **self.calling,
-                ).images
-            out.append(self.decode(latents.float()))
+        out: list[np.ndarray] = []
+        fitting, made = self._fitting("pictures to make", min(batch, max(1, len(captions)))), 0
+        while made < len(captions):
+            out.append(fitting(lambda n, i=made: self._made(captions[i : i + n], decoding, keys[i : i + n], n)))
+            made += len(out[-1])
         return np.concatenate(out)
+
+    def _made(self, captions: list[str], decoding: ImageDecoding, keys: list[tuple], batch: int) -> np.ndarray:
+        told = self.conditions(captions)
+        noise = normal(keys, self.shape).to(self.device)
+        if not recording(self.device) or decoding.steps == 1:
+            return self._called(told, noise, decoding)
+        given = told | {"noise": noise}
+        if not self.large:
+            return self.decode(self._denoised(given, **vars(decoding)))
+        rows = torch.arange(batch, device=self.device).clamp(max=len(keys) - 1)  # what is compiled is of one size
+        given = {name: t[rows] for name, t in given.items()}
+        return self.decode(self._denoise(given, **vars(decoding))[: len(keys)])
+
+    def _called(self, told: dict[str, torch.Tensor], noise: torch.Tensor, decoding: ImageDecoding) -> np.ndarray:
+        given = {}
+        for name, theirs in self.named.items():
+            given[theirs] = told[name]
+            given[f"negative_{theirs}"] = self.nothing[name].expand_as(told[name])
+        with self._autocast():
+            latents = self.pipe(
+                **given,
+                latents=noise,
+                num_inference_steps=decoding.steps,
+                guidance_scale=decoding.guidance,
+                output_type="latent",
+                **self.calling,
+            ).images
+        return self.decode(latents.float())
 
     def _denoise(self, given: dict[str, torch.Tensor], steps: int, guidance: float) -> torch.Tensor:
         """Latents (n, c, h, w) as the pipeline's own loop makes them of noise (n, c, h, w) and conditions, but without
@@ -239,7 +296,7 @@ class DiffusersGenerator:
             told = {name: torch.cat([self.nothing[name].expand_as(t), t]) for name, t in told.items()}
         scheduler.set_timesteps(steps)  # on the CPU
         latents = latents * getattr(scheduler, "init_noise_sigma", 1.0)
-        low = castable(self.denoiser) if recording(self.device) and self.dtype == "bfloat16" else []
+        low = castable(self.denoiser) if recording(self.device) and not self.large and self.dtype == "bfloat16" else []
         with lowered(low), self._autocast():
             for t in scheduler.timesteps:
                 noisy = torch.cat([latents, latents]) if guidance > 1 else latents
@@ -257,7 +314,7 @@ class DiffusersGenerator:
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """Pictures (n, size, size, 3) uint8 of scaled latents (n, c, h, w)."""
         out = []
-        for part in latents.split(DECODED):
+        for part in latents.split(self._decoded):
             pixels = self.pipe.vae.decode(part / self.pipe.vae.config.scaling_factor + self._shift).sample
             pixels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
             out.append(pixels.permute(0, 2, 3, 1).cpu().numpy())
@@ -282,7 +339,7 @@ class StableDiffusion(DiffusersGenerator):
     """`diffusers.StableDiffusionPipeline`: CLIP text encoder, U-Net with prediction of noise or velocity."""
 
     pipeline = "StableDiffusionPipeline"
-    opening = {"safety_checker": None}
+    opening = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
     @staticmethod
     def predict(denoiser, noisy, timesteps, told, return_dict=True):
@@ -338,13 +395,22 @@ class PixArt(DiffusersGenerator):
 
     @staticmethod
     def predict(denoiser, noisy, timesteps, told, return_dict=True):
-        return denoiser(noisy, told["text"], timesteps, encoder_attention_mask=told["mask"], return_dict=return_dict)
+        mask = told["mask"]
+        out = denoiser(noisy, told["text"], timesteps, encoder_attention_mask=mask, return_dict=return_dict)
+        if denoiser.config.out_channels == noisy.shape[1]:
+            return out
+        return (out[0][:, : noisy.shape[1]],)  # the published ones also predict a variance, which no sampler uses
 
     def read(self, captions):
         text, mask, _, _ = self.pipe.encode_prompt(
-            captions, do_classifier_free_guidance=False, max_sequence_length=self.pipe.tokenizer.model_max_length
+            captions, do_classifier_free_guidance=False, max_sequence_length=self.tokens
         )
         return {"text": text, "mask": mask}
+
+    @property
+    def tokens(self) -> int:
+        """Of a prompt: with 120 the published ones were trained, whatever their T5 can read."""
+        return min(120, self.pipe.tokenizer.model_max_length)
 
 
 class StableDiffusion3(DiffusersGenerator):

@@ -237,6 +237,7 @@ def _train(run: Run, kind: type[Captioner], model: torch.nn.Module, eye, process
     # the adapter's own loss, on a model that is not on disk yet
     adapter = kind.__new__(kind)
     adapter.model, adapter.mean, adapter.std = model, eye.image_mean[0], eye.image_std[0]
+    adapter.image_size = model.get_submodule(kind.tower).config.image_size
 
     def words_of(*tables):
         ids = tokenizer.convert_tokens_to_ids([f"{w}</w>" for table in tables for ws in table.values() for w in ws])

@@ -25,7 +25,7 @@ class Gaussian:
         n = SIDE * SIDE * 3 // 4
         self.mean, self.log_std = torch.nn.Parameter(torch.zeros(n)), torch.nn.Parameter(torch.zeros(n))
 
-    def prepare(self, method: str, rank: int):
+    def prepare(self, method: str, rank: int, targets: str = "", checkpointing: bool = False):
         """Nothing to choose: both parameters are trained."""
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
@@ -42,6 +42,10 @@ class Gaussian:
 
     def draw(self, n: int, g: torch.Generator) -> dict[str, torch.Tensor]:
         return {}
+
+    @staticmethod
+    def size(batch: dict[str, torch.Tensor]) -> int:
+        return len(batch["x"])
 
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Negative log-likelihood summed over dimensions, so that every dimension is its own problem."""
