@@ -8,13 +8,13 @@
 # Nor does this make's command line reach a make that a test starts.
 unexport MAKEFLAGS MFLAGS MAKELEVEL
 
-## the scale of the run: smoke, nano, study
+## the scale of the run: smoke, nano, study; on photos single-gpu, paper
 PROFILE = nano
 ## one experiment, by the name of its notebook, such as 01_variance; empty: all
 ONLY =
-## where real pairs come from: scenes, photos
-WORLD = scenes
-## the folder of your photos and captions, for WORLD=photos
+## where real pairs come from: scenes, photos; empty: as PROFILE says
+WORLD =
+## the folder of your photos and captions, for WORLD=photos; empty: as PROFILE says
 DATA =
 ## the folder of the base models; empty: data/models/WORLD
 MODELS =
@@ -32,6 +32,8 @@ SITE = site/$(place)
 JOBS =
 ## for make study: chains at once; empty: one a core, on a GPU a few
 WORKERS =
+## for make study: GPUs that one chain uses together, chains one by one; empty: one
+GPUS =
 ## for make study: begin no chain that would not end in so many minutes; empty: no limit
 MINUTES =
 ## for make study: a folder with tables of earlier runs, whose chains are not run again
@@ -79,7 +81,7 @@ PYTHON = python3
 ## no: use PYTHON with the packages it has (conda, a GPU machine) and build no .venv
 VENV = yes
 
-# nano, study, ...; another world than scenes has folders of its own: nano-photos
+# nano, study, ...; a world that is not the profile's own has folders of its own: nano-photos
 place = $(PROFILE)$(if $(filter-out scenes,$(WORLD)),-$(WORLD))
 
 ifeq ($(filter yes no,$(VENV)),)
@@ -95,7 +97,7 @@ endif
 
 # Empty variables are left out, so that the program's own default holds.
 option = $(if $($(1)),--$(2) '$($(1))')
-OPTIONS = --profile '$(PROFILE)' $(call option,ONLY,only) --world '$(WORLD)' $(call option,DATA,data) $(call option,MODELS,models) --runs '$(RUNS)' \
+OPTIONS = --profile '$(PROFILE)' $(call option,ONLY,only) $(call option,WORLD,world) $(call option,DATA,data) $(call option,MODELS,models) --runs '$(RUNS)' \
 	--results '$(RESULTS)' --figures '$(FIGURES)' $(foreach pair,$(SET),--set '$(pair)')
 
 help:
@@ -116,7 +118,7 @@ reproduce: $(ENV)
 
 ## all chains of PROFILE, many at once, no notebooks: what BEFORE lacks, as much as MINUTES allow
 study: $(ENV)
-	$(PY) -m mmcollapse study $(OPTIONS) $(call option,WORKERS,workers) $(call option,MINUTES,minutes) \
+	$(PY) -m mmcollapse study $(OPTIONS) $(call option,WORKERS,workers) $(call option,GPUS,gpus) $(call option,MINUTES,minutes) \
 	  $(call option,BEFORE,before) $(call option,SCHEDULER,scheduler)
 
 ## draw the figures again, from the tables in RESULTS alone
@@ -135,7 +137,7 @@ report: $(ENV)
 rate: $(ENV)
 	@$(PY) -m mmcollapse rate $(OPTIONS) $(call option,ARMS,arms) $(call option,GENERATION,generation) $(call option,TASKS,tasks)
 
-## count what the experiments of PROFILE come to, before anything is run
+## what the experiments of PROFILE come to, before anything is run: counts, hours, memory, disk
 plan: $(ENV)
 	@$(PY) -m mmcollapse plan $(OPTIONS)
 
@@ -161,7 +163,7 @@ pretrain: $(ENV)
 
 ## bring here, and check, what PROFILE needs from elsewhere; afterwards no run needs a network
 fetch: $(ENV)
-	@$(PY) -m mmcollapse fetch --profile '$(PROFILE)' $(call option,ONLY,only) $(if $(filter-out scenes,$(WORLD)),--world '$(WORLD)') \
+	@$(PY) -m mmcollapse fetch --profile '$(PROFILE)' $(call option,ONLY,only) $(call option,WORLD,world) \
 	  $(call option,DATA,data) $(foreach pair,$(SET),--set '$(pair)') $(if $(filter-out 0 no,$(DRY)),--dry) \
 	  $(foreach url,$(MIRROR),--mirror '$(url)') $(call option,FROM,from) $(call option,WHAT,what)
 

@@ -253,6 +253,12 @@ PACES = {
     r"real-(\d+)%.*": lambda v: 1.0 - 0.009 * v,
     r"accumulate.*|subsample": 0.3,
     r"N-.*-(real|gen0)": 0.1,
+    r"always|total-.*": 0.4,
+    r"on-alarm.*": 0.5,
+    r"late-(\d+)": lambda k: 0.3 + 0.07 * k,
+    r"apart|recursive-drift": 1.0,
+    r"gen0-drift": 0.3,
+    r"(real|gen0)-apart": 0.1,
     r"N-(\d+)": lambda n: 1.5 - 0.12 * np.log(n),
 }
 SETS = {

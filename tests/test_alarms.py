@@ -130,6 +130,15 @@ def test_a_watch_says_at_once_what_the_table_says_later():
     assert set(Watch([], 6).silent) == set(ALARM)
 
 
+def test_what_cannot_sound_is_told():
+    """By name, in a line of the log; where all can, there is none."""
+    values = [1.0, 1.2, 0.9]
+    told = Watch(world("FID rises", values), G).silence()
+    assert "recall falls" in told and "self-BLEU rises" in told and "FID rises" not in told
+    assert told.startswith("ALARMS that cannot sound, for fewer than two sets of real data were measured, or they do")
+    assert Watch(sum((world(name, values) for name in ALARM), []), G).silence() == ""
+
+
 def test_the_figure_and_what_it_says_without_chains(tmp_path):
     table = synthetic.table(seeds=range(3), generations=6, pairs=200)
     more = table[table.arm == "world"].assign(seed=-2)

@@ -20,7 +20,7 @@ import torch
 from mmcollapse import experiment, loop
 from mmcollapse.digests import digest_of
 from mmcollapse.errors import MMCollapseError, TrainingDiverged
-from mmcollapse.experiments import arms_of, gen0, real, recursive
+from mmcollapse.experiments import PRIORITY, arms_of, gen0, real, recursive
 from mmcollapse.loop import Model, Study, prompts, run_chain
 from mmcollapse.metrics.truth import caption_errors
 from mmcollapse.models.toy import Gaussian
@@ -87,7 +87,7 @@ class Toy:
         self.weights = torch.nn.Parameter(torch.linspace(0.1, 0.4, 4) + len(name) / 100)
         self.made, self.encoded = [], []
 
-    def prepare(self, method, rank):
+    def prepare(self, method, rank, targets, checkpointing):
         pass
 
     def trainable(self):
@@ -103,6 +103,9 @@ class Toy:
 
     def draw(self, n, g):
         return {"noise": torch.rand(n, 4, generator=g) / 10}
+
+    def size(self, batch):
+        return len(batch["x"])
 
     def loss(self, batch):
         return ((self.weights - batch["x"] - batch["noise"]) ** 2).mean()
@@ -125,14 +128,10 @@ class Scribe(Toy):
     kind, max_tokens = "captioner", 30
     ERRORS = {"colour0": 0.5, "shape0": 0.2, "background": 0.1}
 
-    class tokenizer:
-        def __len__(self):
-            return 100
+    tokenizer = range(100)
 
-        def __call__(self, captions):
-            return SimpleNamespace(input_ids=[[0, *caption.split(), 1] for caption in captions])
-
-    tokenizer = tokenizer()
+    def words(self, captions):
+        return [caption.split() for caption in captions]
 
     def make(self, images, decoding, keys, batch=64):
         self.made.append((self.state(), images.copy(), list(keys), decoding))
@@ -435,7 +434,7 @@ def budgets(study, trainings, protocol):
 G = (1, 2, 3)
 
 
-@pytest.mark.parametrize("name", ["01_variance", "02_decoding_budget", "03_diversity", "04_relabeling", "06_remedies"])
+@pytest.mark.parametrize("name", PRIORITY)
 def test_budgets_are_equal_in_all_arms_but_those_that_are_about_budgets(tmp_path, trainings, name):
     for k, protocol in enumerate(arms(name).values()):
         if protocol.trains and protocol.captions != "noised":
@@ -812,11 +811,12 @@ def whole(tmp_path, monkeypatch, students):
     return go
 
 
-@pytest.mark.parametrize("name", ["01_variance", "02_decoding_budget", "03_diversity", "04_relabeling", "06_remedies"])
+@pytest.mark.parametrize("name", PRIORITY)
 def test_an_experiment_runs_all_its_chains_once(whole, trainings, name, capsys):
     table = whole(name, seeds=2)
     settings = load_settings("smoke", name, generators="p1,p22,p333", captioners="s1,s22,s333", populations="1,3")
     there = {(p.arm, m.label) for p in arms_of(name, settings) for m in p.members(ZOO)}
+    there |= {(p.arm, "set") for p in arms_of(name, settings) if p.remedy}  # since when it holds
     assert set(zip(table.arm, table.model, strict=True)) == there and set(table.seed) == {0, 1}
     assert set(table.claims) == {experiment.claims_digest()}
     assert not (whole.results / f"{name}.progress.json").exists()
@@ -917,7 +917,7 @@ def test_a_world_without_truth_has_no_oracle_arms(refused, tmp_path, monkeypatch
     class Photos(Scenes):
         truth, image_size = False, 64
 
-    monkeypatch.setattr(experiment, "open_world", lambda name, data: Photos())
+    monkeypatch.setattr(experiment, "open_world", lambda *pictures: Photos())
     said = refused("04_relabeling", world="photos", data=str(tmp_path), models=str(models_folder))
     assert "world='photos' has no known truth, so no oracle can write the captions of the arms oracle, noised: " in said
     others = said.split("arms=")[1]

@@ -187,7 +187,7 @@ def test_small_values_are_counted_in_thousandths(results):
     _, ax, _ = panel_texts(source, panel)
     source.table.loc[source.table.metric == panel.metric, "value"] /= 1000
     _, small, _ = panel_texts(source, panel)
-    assert "10^{-3}" in small.get_ylabel() and "10^{-3}" not in ax.get_ylabel()
+    assert "10⁻³" in small.get_ylabel() and "10⁻³" not in ax.get_ylabel()
     labels = [[axes.yaxis.get_major_formatter()(t) for t in axes.get_yticks()] for axes in (ax, small)]
     assert labels[0] == labels[1]
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.worlds import photos, pictures
-from mmcollapse.worlds.photos import Photos
+from mmcollapse.worlds.photos import SHARES, Photos, planned_roles, roles
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "photos"
 COUNT = 48
@@ -512,6 +512,25 @@ def test_published_splits_are_kept(tmp_path, content):
     assert {c[0] for c in seeded.sample("test", range(12)).captions} == {
         c[0] for c in world.sample("test", range(12)).captions
     }
+
+
+def test_roles_are_planned_by_captions_alone(tmp_path, content):
+    for folder in (as_rows(tmp_path / "rows", content), as_karpathy(tmp_path / "split", content)):
+        world = Photos(folder)
+        sizes = {role: world.size(role) for role in ("base", "judge", "chain", "test")}
+        for path in folder.rglob("*.jpg"):
+            path.write_bytes(b"")  # no picture is opened
+        assert planned_roles(folder) == sizes
+    with pytest.raises(MMCollapseError, match="has no coco captions; there are karpathy"):
+        planned_roles(tmp_path / "split", "coco")
+
+
+def test_the_roles_of_coco():
+    """Karpathy and Fei-Fei (2015): 113,287 pictures in train and restval, 5,000 each in val and test."""
+    own = roles(113_287, 10_000)
+    assert own == {"base": 73_303, "judge": 19_992, "chain": 19_992, "test": 10_000} and sum(own.values()) == 123_287
+    assert roles(123_287) == {"base": 67_807, "judge": 18_493, "chain": 18_493, "test": 18_494}
+    assert roles(100) == SHARES  # percent
 
 
 def test_a_split_enters_the_digest_and_pictures_outside_are_passed_over(tmp_path, content):

@@ -1,17 +1,22 @@
 """The plan: its counts are those of a run."""
 
 import json
+import math
+import re
 from collections import Counter
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 
+from mmcollapse import costs, sources
 from mmcollapse import plan as plan_module
 from mmcollapse.__main__ import main
+from mmcollapse.errors import MMCollapseError
 from mmcollapse.experiment import open_study
 from mmcollapse.experiments import PRIORITY, arms_of, seeds_of
 from mmcollapse.plan import COLUMNS, Counting, count, plan
+from mmcollapse.rates import read_rates
 from mmcollapse.settings import load_settings
 from mmcollapse.store import Item, Store
 
@@ -75,6 +80,7 @@ def test_a_plan_counts_what_a_run_does(smoke, counted, monkeypatch):
         study.store = counting
         return study, tools
 
+    monkeypatch.setattr(plan_module, "SOUNDS", math.inf)  # at these sizes no alarm does
     monkeypatch.setattr(plan_module, "Counting", lambda: Known(store))
     monkeypatch.setattr(plan_module, "_open", opened)
     again = sum(count(settings()).values(), Counter())
@@ -125,8 +131,8 @@ def test_the_plan_of_the_study():
         assert sum(c["arms"] for c in own) == len(protocols)
         assert sum(c["chains"] for c in own) == sum(len(seeds_of(name, p, s)) for p in protocols)
         students = sum(2 * len(p.trains) for p in protocols)  # one generation of two seeds
-        assert 0 < sum(c["students"] for c in own) <= students
-    assert list(parts)[-1] == "03_diversity, pools of 2 and 4"
+        assert bool(s.students) <= sum(c["students"] for c in own) <= s.students * students
+    assert list(parts)[-2:] == ["03_diversity, pools of 2 and 4", "08_intervention"]
 
 
 def test_the_plan_as_text(counted, capsys):
@@ -139,5 +145,108 @@ def test_the_plan_as_text(counted, capsys):
     assert numbers[-1] == [sum(column) for column in zip(*numbers[:-1], strict=True)]
     assert main(["plan", "--profile", "smoke"]) == 0
     assert capsys.readouterr().out == text + "\n"
+    assert "optimiser steps; about 0.00" in text and " on one core (data/rates.json)" in text and "WARNING" not in text
+    assert "judge-2: look" in text and "memory of models and training: 1" in text
     assert main(["plan", "--profile", "smoke", "--only", "06_remedies"]) == 0
     assert "01_variance" not in capsys.readouterr().out
+
+
+# ---- photos, of which none is opened
+
+
+PHOTOS = {"world": "photos", "data": "coco-2014", "generators": "CompVis/stable-diffusion-v1-4", "spaces": "clip"}
+PHOTOS |= {"captioners": "Salesforce/blip-image-captioning-base", "image_size": 512, "device": "cuda"}
+
+
+@pytest.fixture
+def nothing_fetched(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "DATA", tmp_path)
+    return tmp_path
+
+
+def test_a_plan_needs_neither_photos_nor_models(nothing_fetched):
+    text = plan(settings(names=["01_variance"], **PHOTOS))
+    assert (
+        "coco-2014 is not here; assumed are the sizes of its splits as published: base 73,303, judge 19,992, " in text
+    )
+    assert "never fetched, and no folder here (and 5 more): run `make fetch`" in text
+    assert (
+        "512 px, batch 16, compiled" in text
+        and "CompVis/stable-diffusion-v1-4: denoise" in text
+        and "WARNING" not in text
+    )
+    assert re.search(
+        r"at least [\d.]+ hours on one NVIDIA H100; \d+ of \d+ kinds of work were never measured there", text
+    )
+
+
+def test_a_plan_of_a_folder_counts_its_captions_and_opens_no_picture(tmp_path, nothing_fetched):
+    rows = [{"file_name": f"{i}.jpg", "caption": "a"} for i in range(100)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    own = PHOTOS | {"data": str(tmp_path)}
+    text = plan(settings(names=["01_variance"], **own))
+    assert "assumed" not in text and "WARNING" not in text
+    text = plan(settings(names=["01_variance"], **own, pairs=16))  # of 100, 15 are for chains
+    assert "WARNING: setting pairs=16, arm 'recursive': the chain split of world 'photos' has only 15 pairs" in text
+    with pytest.raises(MMCollapseError, match="has no karpathy captions; there are image-folder"):
+        plan(settings(names=["01_variance"], **own, layout="karpathy"))
+    with pytest.raises(MMCollapseError, match="photos folder nowhere does not exist"):
+        plan(settings(names=["01_variance"], **own | {"data": "nowhere"}))
+
+
+def test_arms_that_need_the_truth_are_named_and_the_others_counted(nothing_fetched):
+    both = settings(names=["04_relabeling"], **PHOTOS)
+    store = Counting()
+    counts = count(both, store)["04_relabeling"]
+    arms = arms_of("04_relabeling", both["04_relabeling"])
+    blind = [p.arm for p in arms if p.captions in ("oracle", "noised")]
+    assert blind and counts["arms"] == len(arms) - len(blind)
+    assert [line.split("'")[1] for line in store.told] == blind
+
+
+def test_what_will_not_fit_is_told_before(nothing_fetched, monkeypatch):
+    photos = settings(names=["01_variance"], **PHOTOS, method="lora")
+    assert "WARNING" not in plan(photos)
+    monkeypatch.setattr(costs, "gpu_memory", lambda: 4 * 10**9)
+    monkeypatch.setattr(costs, "free", lambda folder: 1)  # MiB
+    text = plan(photos)
+    assert re.search(r"WARNING: the store would take \d+ MB, and .* has 1 MB free", text)
+    assert re.search(r"WARNING: the models and their training hold \d\.\d GB, and the GPU has 4.0 GB", text)
+    large = plan(settings(names=["01_variance"], **PHOTOS | {"image_size": 4096}, prompts=10**4, noises=10))
+    assert "WARNING: pictures of one measurement take" in large
+
+
+def test_the_hours_are_those_of_what_is_counted(nothing_fetched, monkeypatch):
+    """Twice the seeds, about twice the work; and a rate twice as slow, twice the hours."""
+    photos = {"names": ["06_remedies"]} | PHOTOS
+
+    def hours(**changes):
+        return float(
+            re.search(r"at least ([\d.]+) hours", plan(settings(**photos, prompts=500, measure_steps=50, **changes)))[1]
+        )
+
+    one = hours()
+    assert one > 0 and 1.7 * one < hours(seeds=2) < 2.1 * one
+    slow = [replace(rate, ms=2 * rate.ms) for rate in read_rates()]
+    monkeypatch.setattr(plan_module, "read_rates", lambda: slow)
+    assert hours() == pytest.approx(2 * one, rel=0.05)
+
+
+def test_what_the_settings_keep_is_what_fills_the_store():
+    def peak(**changes) -> int:
+        store = Counting()
+        count(settings(names=["06_remedies"], generations=6, students=0, **changes), store)
+        return store.work.peak
+
+    last = peak()
+    assert peak(keep_weights="all") > 2 * last and last < peak(keep_pictures="all") < 2 * last
+
+
+def test_the_store_is_no_fuller_than_planned(smoke):
+    """What is left after a run, of weights and pictures, which alone are planned."""
+    store = Counting()
+    count(settings(), store)
+    items = Store(smoke.folder / "runs").items()
+    kept = [f for item in items if not item.manifest.get("pruned") for f in item.folder.iterdir()]
+    size = sum(f.stat().st_size for f in kept if f.name in ("weights.safetensors", "pairs.parquet"))
+    assert 0.3 * store.work.peak < size <= 1.2 * store.work.peak

@@ -188,13 +188,8 @@ def test_seeds_follow_what_rests_on_an_arm():
         s, counts = load_settings("study", experiment), counts_of(experiment)
         for p in arms_of(experiment, s):
             assert all(counts[p.roles, c] >= counts[p.roles, p.arm] for c in p.controls), p.name
-        assert set(counts.values()) == (
-            {3, 5, 10}
-            if experiment not in ("02_decoding_budget", "06_remedies")
-            else {3, 10}
-            if experiment == "02_decoding_budget"
-            else {3, 5}
-        )
+        few = {"02_decoding_budget": {3, 10}, "06_remedies": {3, 5}, "08_intervention": {3}}
+        assert set(counts.values()) == few.get(experiment, {3, 5, 10})
     for role in ROLES:
         one = {arm: n for (roles, arm), n in counts_of("01_variance").items() if roles == (role,)}
         assert one["recursive"] == one["real"] == one["gen0"] == 10
@@ -357,6 +352,9 @@ def test_no_students_need_no_generations():
     assert arms("01_variance", students=0, student_generations="a")
 
 
+HALF = (("real_share", 0.5),)
+
+
 @pytest.mark.parametrize(
     ("values", "says"),
     [
@@ -388,6 +386,15 @@ def test_no_students_need_no_generations():
         ({"rate": 0.0}, "rate=0.0 of arm 'a': must be positive"),
         ({"rate": float("nan")}, "rate=nan of arm 'a': must be positive"),
         ({"rate": float("inf")}, "rate=inf of arm 'a': must be positive"),
+        ({"switch": 3}, "switch=3 of arm 'a': a remedy needs a switch, and a switch a remedy"),
+        ({"remedy": HALF}, "switch=() of arm 'a': a remedy needs a switch"),
+        ({"remedy": HALF, "switch": 0}, "switch=0 of arm 'a': allowed are generations from 1 on, or names of alarms"),
+        ({"remedy": HALF, "switch": ("BLEU-4 falls",)}, "alarms of what is measured are FID rises, "),
+        ({"remedy": HALF, "switch": ("recall falls", "it rains")}, "alarms of what is measured are FID rises, "),
+        ({"remedy": (("population", ("b",)),), "switch": 2}, "'population' cannot change within a chain; pictures, "),
+        ({"remedy": (("wine", 1),), "switch": 2}, "'wine' cannot change within a chain; pictures, captions, "),
+        ({"remedy": (("real_share", 1.5),), "switch": 2}, "real_share=1.5 of arm 'a': allowed are 0 to 1"),
+        ({"remedy": (("captions", "previous"),), "switch": 2}, "the captioner is not trained, so it has no previous"),
     ],
 )
 def test_a_wrong_protocol_is_refused(values, says):

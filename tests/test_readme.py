@@ -88,7 +88,13 @@ def test_command(command, place, smoke):
             options["MODELS"] = place["folder"] / "zoo"
             shutil.copytree(ROOT / "data" / "models" / "scenes", options["MODELS"], symlinks=True)
     given = {k: v.strip('"') for k, v in given.items()}
-    if target in ("study", "plan"):
+    if given.get("PROFILE") == "single-gpu":
+        if target in ("fetch", "plan"):  # of the profile itself, without a network, a GPU, photos or its models
+            options = {"PROFILE": "single-gpu", "RUNS": place["folder"] / "no-runs"}
+            options |= {"MIRROR": "http://127.0.0.1:9"} if target == "fetch" else {"SET": "generations=1 grid=corners"}
+        else:  # on small models of the same classes
+            options |= place["photos"] | {"WORLD": "photos"}
+    elif target in ("study", "plan"):
         given.pop("PROFILE")
     if target == "study":  # what the smoke run has made is taken over
         options |= {"RESULTS": place["folder"] / "pieces", "BEFORE": options["RESULTS"]}

@@ -1,6 +1,9 @@
 """The static site: links and figures are there, nothing runs or comes from elsewhere, and a real browser shows it."""
 
+import ast
 import base64
+import importlib
+import inspect
 import json
 import shutil
 import tomllib
@@ -19,7 +22,7 @@ from mmcollapse.claims import GATES, all_claims
 from mmcollapse.disk import checksum
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.figures import FIGURES
-from mmcollapse.report import found, report
+from mmcollapse.report import api, found, report
 from mmcollapse.settings import load_settings
 from mmcollapse.table import write_table
 
@@ -133,7 +136,9 @@ def check(folder: Path):
         assert len(page.all("h1")) == len(page.all("main")) == len(page.all("nav")) == 1, name
         assert all(th.get("scope") in ("row", "col") for th in page.all("th")), name
         for tag, attributes in page.elements:
-            assert tag not in ("script", "iframe", "object", "base", "style"), (name, tag)
+            if tag == "script":  # the one there is: the filter of the API, a file of the site
+                assert (name, attributes) == ("api.html", {"src": "api.js"}), (name, attributes)
+            assert tag not in ("iframe", "object", "base", "style"), (name, attributes)
             assert not any(key.startswith("on") or key == "style" for key in attributes), (name, attributes)
             if tag == "img":
                 assert attributes["alt"].strip(), (name, attributes)
@@ -164,8 +169,8 @@ def test_every_link_leads_somewhere_and_every_figure_is_shown(site, settings):
     pages = check(site)
     drawn = {path.stem for path in settings.figures_folder.glob("*.png")}
     assert len(drawn) > 15 and shown(pages) == drawn
-    assert set(pages) == {"index.html", "provenance.html", "data.html", "notebook-01_variance.html"} | {
-        f"{name}.html" for name in (*WITH_TABLE, "07_claims")
+    assert set(pages) == {"index.html", "provenance.html", "data.html", "limits.html", "api.html"} | {
+        f"{name}.html" for name in (*WITH_TABLE, "07_claims", "notebook-01_variance")
     }
 
 
@@ -222,6 +227,125 @@ def test_without_notebooks_gates_and_verdicts_there_is_a_site_that_says_so(tmp_p
     said = " ".join(pages["index.html"].text.values())
     assert "No gate was run" in said and f"0 of {len(FIGURES['01_variance'])} figures" in said
     assert "Not drawn" in (tmp_path / "site" / "01_variance.html").read_text()
+
+
+# ---- limits, and the reference of the package
+
+
+def test_the_limits_are_those_of_the_repository(site):
+    page, text = Page(site / "limits.html"), found.ROOT.joinpath("LIMITS.md").read_text()
+    assert text.splitlines()[0] == f"# {page.text['h1']}"
+    sections = [line[3:] for line in text.splitlines() if line.startswith("## ")]
+    assert len(sections) > 4 and page.text["h2"] == "".join(sections)
+    links = [a["href"] for a in page.all("a") if "href" in a]
+    assert links.count("data.html") == 2 and "01_variance.html#01_variance_power" in links  # head, text
+    assert [a["href"] for a in Page(site / "index.html").all("a")].count("limits.html") == 2
+
+
+MODULES = ("stats", "protocol", "report.found", "metrics.images", "models.generator", "loop", "table")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_reference_has_what_a_module_has(name):
+    """As Python itself sees it, which imports the module."""
+    module = importlib.import_module(f"mmcollapse.{name}")
+    told = {e.name: e for e in {m.name: m for m in api.reference()}[module.__name__].members}
+    own = {
+        f"{module.__name__}.{n}": thing
+        for n, thing in vars(module).items()
+        if inspect.isfunction(thing) or inspect.isclass(thing)
+        if thing.__module__ == module.__name__ and not n.startswith("_")
+    }
+    assert list(told) == sorted(own, key=lambda n: inspect.getsourcelines(own[n])[1]) and len(told) > 1
+    for n, thing in own.items():
+        assert told[n].docstring == (inspect.getdoc(thing) if thing.__doc__ else ""), n
+        signature = told[n].signature.removeprefix("class ").partition(" -> ")[0].partition(", a ")[0]
+        if "(" in signature:  # else it is made as its base is
+            a = ast.parse(f"def {signature}: 0").body[0].args
+            taken = [*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg]
+            assert [x.arg for x in taken if x] == list(inspect.signature(thing).parameters), n
+        else:
+            assert "__init__" not in vars(thing) and thing.__base__ is not object
+        for member in told[n].members:
+            assert member.name.removeprefix(f"{n}.") in vars(thing), member.name
+
+
+def package(folder: Path, **modules: str) -> list[api.Entry]:
+    """The reference of a package of the test's own."""
+    folder.mkdir()
+    for name, text in ({"__init__": ""} | modules).items():
+        (folder / f"{name}.py").write_text(text)
+    return api.reference(folder)
+
+
+def test_docstrings_are_shown_as_they_are_meant(tmp_path):
+    text = '''
+def first(a, *, b: int = 1) -> str:
+    """Says, of `second` and `elsewhere`, what <script> is & what `a <b` means.
+
+        x  =  1
+          y
+
+        z
+
+    a: an
+        apple
+    b: a `first`
+    And this.
+    """
+
+def second():
+    pass
+
+def _hidden():
+    """No."""
+'''
+    (module,) = package(tmp_path / "mine", one=text)
+    assert [(e.name, e.signature) for e in module.members] == [
+        ("mine.one.first", "first(a, *, b: int=1) -> str"),
+        ("mine.one.second", "second()"),
+    ]
+    shown = api.as_html(module.members[0], api.names([module]))
+    assert shown.splitlines() == [
+        '<p>Says, of <a href="#mine.one.second"><code>second</code></a> and <code>elsewhere</code>, what '
+        "&lt;script&gt; is &amp; what <code>a &lt;b</code> means.</p>",
+        *("<pre>x  =  1", "  y", "z</pre>", "<dl>", "<dt>a</dt><dd>an apple</dd>"),
+        *("<dt>b</dt><dd>a <code>first</code></dd>", "</dl>", "<p>And this.</p>"),
+    ]
+
+
+def test_what_a_class_takes_and_has(tmp_path):
+    text = '''
+@dataclass(frozen=True)
+class Point:
+    x: float
+    names: list = field(default_factory=list)
+    _found: int = 0
+    near: int = field(default=3)
+
+    @property
+    def length(self) -> float:
+        """In pixels."""
+
+    def shift(self, by, /): ...
+
+    @staticmethod
+    def of(text): ...
+
+class Model(Module):
+    def __init__(self, folder, *rest, device="cpu", **more): ...
+
+    def forward(self, x): ...
+
+    def read(self, x):
+        """More than the base says."""
+'''
+    (module,) = package(tmp_path / "mine", one=text)
+    point, model = module.members
+    assert point.signature == "class Point(x: float, names: list=list(), near: int=3)"
+    assert [m.signature for m in point.members] == ["length -> float", "shift(by, /)", "of(text)"]
+    assert model.signature == "class Model(folder, *rest, device='cpu', **more), a Module"
+    assert [m.name for m in model.members] == ["mine.one.Model.read"]
 
 
 # ---- what is refused, and what stays
@@ -306,6 +430,35 @@ def test_a_browser_shows_every_page(browser, site, width):
         assert browser.value("getComputedStyle(document.body).maxWidth + document.styleSheets.length") == "none1"
         assert browser.wrong() == [], page.name
         assert browser.value("document.title") == title != "run"
+
+
+SHOWN = """[...document.querySelectorAll(".module > .entry")].filter((e) => e.checkVisibility()).map((e) => e.id)"""
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_the_reference_can_be_searched(browser, site, width):
+    browser.open(site / "api.html", width)
+    every = browser.value(SHOWN)
+    assert len(every) > 300 and browser.value("document.querySelector('output').textContent") == ""
+    browser.value("document.getElementById('query').focus()")
+    for key in "vendi eigenvalues":
+        browser.press(key)
+    assert browser.value(SHOWN) == ["mmcollapse.metrics.images.vendi"]
+    assert browser.value("document.querySelector('output').textContent") == f"1 of {len(every)}"
+    visible = (
+        "[...document.querySelectorAll('.modules a')].filter((a) => a.checkVisibility()).map((a) => a.textContent)"
+    )
+    assert browser.value(visible) == ["metrics.images"]
+    browser.value("location.hash = 'mmcollapse.stats'")  # a link to what is hidden shows all again, and goes there
+    browser.until("document.getElementById('query').value === ''")
+    assert browser.value(SHOWN) == every
+    place = "document.getElementById('mmcollapse.stats').getBoundingClientRect().top"
+    bar = "document.querySelector('.filter').getBoundingClientRect().bottom"
+    assert browser.value(bar) <= browser.value(place) < 200  # below the box, not under it
+    browser.value("document.getElementById('query').focus()")
+    for key in "zzz":
+        browser.press(key)
+    assert browser.value(SHOWN) == [] and browser.wrong() == []
 
 
 def test_a_browser_would_tell(browser, tmp_path):

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 TARGETS = "env reproduce study figures ship plan report rate check test lint lab pretrain fetch".split()
 TARGETS += "sweep instruments freeze bench status trace verify clean clean-env".split()
 VARIABLES = "PROFILE ONLY WORLD DATA MODELS SET RUNS RESULTS FIGURES SITE JOBS WORKERS MINUTES BEFORE".split()
-VARIABLES += "SCHEDULER STAGES ROW FIGURE CLAIM ARMS GENERATION TASKS DRY MIRROR FROM WHAT".split()
+VARIABLES += "SCHEDULER GPUS STAGES ROW FIGURE CLAIM ARMS GENERATION TASKS DRY MIRROR FROM WHAT".split()
 VARIABLES += "GENS REAL SPACE PARTS EVERY ARGS INDEX PYTHON VENV".split()
 
 
@@ -108,9 +108,13 @@ def test_make_alone_lists_every_target_and_variable():
 def test_variables_reach_the_program_and_empty_ones_do_not():
     words = make("trace", "VENV=no", "PYTHON=echo", "SET=seeds=3 generations=4", "DATA=a b", "ROW=7").stdout
     assert words.split("mmcollapse trace ")[1].strip() == (
-        "--profile nano --world scenes --data a b --runs runs --results data/results/nano --figures figures/nano "
+        "--profile nano --data a b --runs runs --results data/results/nano --figures figures/nano "
         "--set seeds=3 --set generations=4 --row 7"
     )
+    photos = make("plan", "VENV=no", "PYTHON=echo", "WORLD=photos", "DATA=a b").stdout
+    assert "--world photos --data a b --runs runs --results data/results/nano-photos" in photos
+    own = make("plan", "VENV=no", "PYTHON=echo", "PROFILE=paper").stdout
+    assert "--world" not in own and "--results data/results/paper --figures figures/paper" in own
     assert "--results data/results/smoke --figures elsewhere" in make(
         "reproduce", "VENV=no", "PYTHON=echo", "PROFILE=smoke", "FIGURES=elsewhere"
     ).stdout.replace("'", "")

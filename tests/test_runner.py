@@ -197,3 +197,16 @@ def test_an_error_is_one_line_and_an_exit_status(capsys, tmp_path):
     assert "run the experiment first" in capsys.readouterr().err
     assert main(["pretrain", "--set", "seeds=3"]) == 1
     assert "pretraining takes no settings" in capsys.readouterr().err
+
+
+def test_what_reads_students_is_left_out_where_there_are_none(notebooks, monkeypatch):
+    _, lines, _ = notebooks
+    for name in ("01_makes", "05_quality_robustness"):
+        (runner.NOTEBOOKS / f"{name}.ipynb").touch()
+        runner.EXPERIMENTS[name] = name == "01_makes"
+    ran = []
+    monkeypatch.setattr(runner, "run_all", lambda settings, told, jobs: ran.append(list(settings)) or [])
+    for only, students in ((None, 0), (None, 1), ("05_quality_robustness", 0)):  # asked for by name it runs
+        assert runner.run("smoke", FOLDERS | {"students": students}, only) == 0
+    assert ran == [["01_makes"], ["01_makes", "05_quality_robustness"], ["05_quality_robustness"]]
+    assert "\n".join(lines).count("05_quality_robustness is left out: ") == 1

@@ -42,10 +42,16 @@ SOURCES = {
         "mmcollapse.metrics.truth.damage",
         "mmcollapse.worlds.grammar.write",
         "mmcollapse.protocol.drifting",
-        *(f"mmcollapse.models.generator.DiffusersGenerator.{n}" for n in ("make", "decode")),
+        *(
+            f"mmcollapse.models.generator.DiffusersGenerator.{n}"
+            for n in ("make", "_made", "_called", "_denoise", "decode")
+        ),
         *(f"mmcollapse.models.generator.{n}" for n in GENERATORS),
         "mmcollapse.models.captioner._GumbelMax",
-        "mmcollapse.models.captioner.Captioner.make",
+        *(
+            f"mmcollapse.models.captioner.Captioner.{n}"
+            for n in ("make", "_made", "write", "_next_token", "ends", "words")
+        ),
     ],
     "weights": [
         *NAMES,
@@ -53,6 +59,7 @@ SOURCES = {
         "mmcollapse.train.Recipe",
         "mmcollapse.train.batches",
         "mmcollapse.train.train",
+        "mmcollapse.train._Step",
         *(f"mmcollapse.loop.{n}" for n in ("finetune", "_training_sets", "_subsample", "choose", "real_pairs")),
         *(f"mmcollapse.models.generator.{n}" for n in ("P_DROP", "denoising_loss", "noise_draws", "flow_draws")),
         "mmcollapse.models.generator.DiffusersGenerator",

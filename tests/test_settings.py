@@ -8,13 +8,15 @@ import pytest
 
 from mmcollapse import settings as settings_module
 from mmcollapse.__main__ import main
+from mmcollapse.costs import memory
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.experiments import EXPERIMENTS, arms_of
 from mmcollapse.settings import ROOT, Settings, as_dict, configure, load_settings, parse_changes, profiles
+from mmcollapse.worlds.layouts import LAYOUTS
 
 
 def test_every_profile_loads_and_says_who_it_is():
-    assert {"smoke", "nano", "study"} <= set(profiles())
+    assert {"smoke", "nano", "study", "single-gpu", "paper"} <= set(profiles())
     for name in profiles():
         assert load_settings(name).profile == name
 
@@ -70,6 +72,18 @@ def test_what_a_profile_says_of_an_experiment_comes_before_what_it_says_of_all()
         ({"students": -1}, "setting students=-1: allowed are 0 to 1000"),
         ({"populations": 3}, "setting populations=3: must be a text"),
         ({"world": "photos"}, "needs the folder of your pictures (DATA=folder)"),
+        ({"image_size": 4}, "setting image_size=4: allowed are 8 to 4096"),
+        (
+            {"layout": "karpathi"},
+            "setting layout='karpathi': allowed are image-folder, coco, flickr8k, flickr30k, karpathy",
+        ),
+        ({"on_bad": "ignore"}, "setting on_bad='ignore': allowed are refuse, skip"),
+        ({"checkpointing": True}, "setting checkpointing=True: must be a text"),
+        ({"checkpointing": "maybe"}, "setting checkpointing='maybe': allowed are no, yes"),
+        ({"batch": 4, "train_batch": 3}, "setting train_batch=3: must divide batch=4 without a rest, or be 0"),
+        ({"batch": 4, "train_batch": 8}, "setting train_batch=8: must divide batch=4 without a rest, or be 0"),
+        ({"lora_generator": "to_q,,to_v"}, "setting lora_generator='to_q,,to_v': items must be there, and none twice"),
+        ({"lora_captioner": "query, query"}, "setting lora_captioner='query, query': items must be there"),
     ],
 )
 def test_what_is_wrong_is_refused_by_name(change, says):
@@ -79,7 +93,7 @@ def test_what_is_wrong_is_refused_by_name(change, says):
 
 
 def test_a_profile_that_is_not_there_or_not_right_is_refused(tmp_path, monkeypatch):
-    with pytest.raises(MMCollapseError, match="profile='smok': allowed are nano, smoke, study"):
+    with pytest.raises(MMCollapseError, match="profile='smok': allowed are nano, paper, single-gpu, smoke, study"):
         load_settings("smok")
     monkeypatch.setattr(settings_module, "PROFILES", tmp_path)
     (tmp_path / "mine.toml").write_text("seedz = 3\n")
@@ -136,6 +150,41 @@ def test_folders_that_are_not_given_follow_the_profile():
     assert str(load_settings("smoke", results="a").results_folder) == "a"
     assert settings.model_folder("generator") == settings.models_folder / "generator"
     assert str(settings.model_folder("/my/own")) == "/my/own" and str(settings.model_folder("./own")) == "own"
+    assert str(settings.model_folder("../own")) == "../own"  # no owner of the hub is called ".."
+
+
+def test_a_name_of_the_hub_is_where_it_was_fetched_to_unless_it_is_a_folder_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings, hub = load_settings("smoke"), ROOT / "data" / "models" / "hub"
+    for name in ("CompVis/stable-diffusion-v1-4", "CompVis/stable-diffusion-v1-4@refs/pr/1"):
+        assert settings.model_folder(name) == hub / "CompVis--stable-diffusion-v1-4"
+    (tmp_path / "CompVis/stable-diffusion-v1-4").mkdir(parents=True)
+    assert str(settings.model_folder("CompVis/stable-diffusion-v1-4")) == "CompVis/stable-diffusion-v1-4"
+
+
+def test_data_are_a_folder_or_what_was_fetched_under_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fetched = load_settings("smoke", world="photos", data="coco-2014")
+    assert fetched.data_folder == ROOT / "data" / "photos" / "coco-2014"
+    (tmp_path / "coco-2014").mkdir()
+    assert str(fetched.data_folder) == "coco-2014"
+    assert str(load_settings("smoke", world="photos", data="mine").data_folder) == "mine"
+
+
+def test_the_layouts_are_those_that_can_be_read():
+    assert settings_module._CHOICES["layout"] == ("", *LAYOUTS)
+
+
+@pytest.mark.parametrize(("profile", "gigabytes"), [("single-gpu", 16), ("paper", 80)])
+def test_profiles_of_photos_fit_their_gpus(profile, gigabytes):
+    """With half of it left for activations, even where all models of a population are there at once."""
+    for experiment, arms in EXPERIMENTS.items():
+        s = load_settings(profile, experiment)
+        assert (s.world, s.data, s.dtype, s.device) == ("photos", "coco-2014", "bfloat16", "cuda")
+        held, unknown = memory(s, [*s.generators.split(","), *s.captioners.split(",")])
+        assert 0 < held < 0.5 * gigabytes * 1e9 and not unknown
+        if arms:  # nobody knows the truth of photos
+            assert not [p.arm for p in arms_of(experiment, s) if p.captions in ("oracle", "noised")]
 
 
 def test_the_record_holds_every_setting():

@@ -195,6 +195,7 @@ def pretrain(args):
 
 def study(args):
     from mmcollapse.experiments import PRIORITY
+    from mmcollapse.parallel import LAUNCHED, launch, together
     from mmcollapse.pool import at_once, open_pool
     from mmcollapse.runner import refuse_shipped
     from mmcollapse.study import run_study
@@ -207,7 +208,10 @@ def study(args):
     if before and not before.is_dir():
         raise MMCollapseError(f"before={args.before!r}: there is no such folder")
     refuse_shipped(settings)
-    gpu = settings[names[0]].resolved_device() == "cuda"
+    device = settings[names[0]].resolved_device()
+    gpu = device == "cuda"
+    if args.gpus > 1:
+        return together(settings) if LAUNCHED in os.environ else launch(args.gpus, device, sys.argv[1:])
     with open_pool(args.workers or at_once(gpu), gpu, args.minutes, args.scheduler or "") as pool:
         return 1 if run_study(settings, pool, before) else 0
 
@@ -258,6 +262,7 @@ def main(argv: list[str] | None = None) -> int:
         "--minutes", type=float, default=0, help="begin no chain that would not end within them; 0: no limit"
     )
     p.add_argument("--before", help="folder of tables of earlier runs, whose chains are not run again")
+    p.add_argument("--gpus", type=int, default=1, help="GPUs that one chain uses together; chains then run one by one")
     p.add_argument("--scheduler", help="address of a dask scheduler; default: processes on this machine")
     parsers[report].add_argument("--site", default="site", help="folder of the site")
     parsers[trace].add_argument("--row", help="a row's number, its hash, or a filter such as 'arm=real generation=2'")

@@ -21,6 +21,7 @@ from scipy import stats as scipy_stats
 
 from mmcollapse import stats
 
+VERSION = 1  # raise it when an alarm sounds at other times: chains that wait for one are then others
 RATE = 0.05  # of false alarms, each alarm and chain
 COLLAPSING, HEALTHY = "recursive", "real"  # the arms on which alarms are judged
 # What half of is lost at the half-life of a chain, by modality.
@@ -177,19 +178,31 @@ class Watch:
 
     @property
     def silent(self) -> list[str]:
-        """Alarms that cannot sound, for too few sets of real data were measured."""
+        """Alarms that cannot sound (see `thresholds`)."""
         return [name for name, limit in self.limits.items() if math.isnan(limit)]
 
-    def __call__(self, chain: str, generation: int, rows: Iterable[dict]) -> list[str]:
-        """A line for each alarm that sounds for the first time in this generation. rows: of this generation."""
+    def silence(self) -> str:
+        """A line about the alarms that cannot sound, "" if all can."""
+        if not (silent := self.silent):
+            return ""
+        why = "fewer than two sets of real data were measured, or they do not differ"
+        return f"ALARMS that cannot sound, for {why}: {', '.join(silent)}"
+
+    def new(self, chain: str, generation: int, rows: Iterable[dict]) -> list[tuple[str, str]]:
+        """(alarm, model) of those that sound for the first time in this generation. rows: of this generation."""
         wanted = {(a.modality, a.metric, a.measurement, a.space) for a in ALARMS}
         seen = self.rows.setdefault(chain, [])
         seen += [r for r in rows if (r["modality"], r["metric"], r["measurement"], r["space"]) in wanted]
         if not seen:
             return []
-        lines, before = [], self.sounding.setdefault(chain, set())
+        found, before = [], self.sounding.setdefault(chain, set())
         for row in sounded(pd.DataFrame(seen), self.planned, self.limits).itertuples():
             if row.generation == generation and (row.alarm, row.model) not in before:
                 before.add((row.alarm, row.model))
-                lines.append(f"ALARM {chain}, generation {generation}: {row.alarm} ({row.model})")
-        return lines
+                found.append((row.alarm, row.model))
+        return found
+
+    def __call__(self, chain: str, generation: int, rows: Iterable[dict]) -> list[str]:
+        """A line for each of those."""
+        told = self.new(chain, generation, rows)
+        return [f"ALARM {chain}, generation {generation}: {alarm} ({model})" for alarm, model in told]

@@ -20,6 +20,7 @@ from mmcollapse.metrics.images import frechet
 from mmcollapse.models.captioner import CaptionDecoding
 from mmcollapse.models.generator import ImageDecoding
 from mmcollapse.pool import at_once, cores, open_pool
+from mmcollapse.rates import add_rates
 from mmcollapse.settings import Settings
 from mmcollapse.speedup import speedups
 from mmcollapse.store import Store
@@ -43,7 +44,13 @@ def machine(device: str) -> str:
 
 
 def bench(settings: Settings) -> None:
-    """Print how fast the work of a chain and its metrics are, with the base models of the settings."""
+    """Print how fast the work of a chain and its metrics are, with the base models of the settings; of published ones
+    in their full size with random weights, and what is measured goes into data/rates.json."""
+    if settings.world == "photos" and "/" in settings.generators:
+        from mmcollapse.full_size import full_size
+
+        add_rates(full_size(settings, settings.runs_folder / "stand-ins"))
+        return
     gpu = settings.resolved_device() == "cuda"
     with open_pool(at_once(gpu), gpu) as pool:
         print(f"{machine(settings.resolved_device())}\nworld {settings.world}, profile {settings.profile}\n")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from mmcollapse.alarms import VERSION as ALARMS_VERSION
 from mmcollapse.claims import frozen_digests
 from mmcollapse.experiments import EXPERIMENTS
 from mmcollapse.loop import Study
@@ -26,12 +27,13 @@ from mmcollapse.table import COLUMNS, read_table
 DECIDING = ("world", "generations", "pairs", "steps", "batch", "lr_generator", "lr_captioner", "warmup", "method")
 DECIDING += ("rank", "data_steps", "data_guidance", "measure_steps", "default_guidance", "prompts", "noises", "probes")
 DECIDING += ("captions", "spaces", "students", "student_generations", "student_seeds", "first_seed", "dtype")
+DECIDING += ("image_size", "lora_generator", "lora_captioner")
 EMPTY = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in COLUMNS.items()})
 
 
 def semantics() -> dict[str, int]:
     """The versions of what things in the store and groups of metrics mean."""
-    return KINDS | {f"metric {name}": version for name, version in GROUPS.items()}
+    return KINDS | {f"metric {name}": version for name, version in GROUPS.items()} | {"alarms": ALARMS_VERSION}
 
 
 @dataclass
@@ -120,16 +122,20 @@ def _opened(path: Path, changed: int):
 
 def _differs(record: dict, table: pd.DataFrame, settings: Settings, study: Study) -> str:
     """The first thing in which a table was made otherwise than it would be now, or ""."""
-    now = as_dict(settings)
+    now, then = (
+        as_dict(settings),
+        as_dict(Settings()) | record["settings"],
+    )  # settings that are newer had their defaults
     for name in DECIDING:
-        if record["settings"].get(name) != now[name]:
-            return f"{name} ({record['settings'].get(name)}, now {now[name]})"
+        if then[name] != now[name]:
+            return f"{name} ({then[name]}, now {now[name]})"
     for name, model in study.models.items():
         if record["models"].get(name, model.base.digest) != model.base.digest:
             return f"model {name!r}"
     if set(table.claims) - frozen_digests():
         return "claims file"
-    return "" if record.get("semantics") == semantics() else "version of the code's meaning"
+    same = {"alarms": 1} | record.get("semantics", {}) == semantics()
+    return "" if same else "version of the code's meaning"
 
 
 def _protocol(told: dict) -> Protocol:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import math
 import os
 import platform
 import subprocess
@@ -19,7 +20,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from safetensors import SafetensorError
 
+from mmcollapse import fetch
 from mmcollapse.alarms import Watch
 from mmcollapse.claims import claims_digest
 from mmcollapse.digests import digest_of
@@ -42,8 +45,10 @@ from mmcollapse.measure import (
 from mmcollapse.metrics.truth import sampling_floor
 from mmcollapse.models import load
 from mmcollapse.models.oracle import Oracle
-from mmcollapse.protocol import ROLES, Member, Protocol
+from mmcollapse.parallel import SharedStore, processes
+from mmcollapse.protocol import MODALITY, ROLES, Member, Protocol
 from mmcollapse.settings import ROOT, Settings, as_dict
+from mmcollapse.sources import needed
 from mmcollapse.store import Item, Store, load_pairs, save_pairs
 from mmcollapse.table import check_complete, merge, progress_path, read_table, rounded, to_table, write_table
 from mmcollapse.worlds import open_world
@@ -120,11 +125,12 @@ def open_study(settings: Settings, protocols: Sequence[Protocol] = (), kept: dic
             opened[key] = make()
         return opened[key]
 
-    world, folder = (
-        once(("world", settings.world, settings.data), lambda: open_world(settings.world, settings.data)),
-        settings.models_folder,
-    )
-    if not folder.is_dir():
+    fetch.check(needed([settings]))
+    folder = settings.models_folder
+    zoo = {role: tuple(listed(settings, f"{role}s")) for role in ROLES}
+    own = [name for names in zoo.values() for name in names if "/" not in name]
+    own += [name for name in listed(settings, "spaces") if name.startswith("judge")]
+    if own and not folder.is_dir():
         raise MMCollapseError(
             f"no base models in {folder}: `make pretrain WORLD={settings.world}` makes them, or give their folder as "
             "the setting models"
@@ -135,7 +141,6 @@ def open_study(settings: Settings, protocols: Sequence[Protocol] = (), kept: dic
         # Small models train half as fast again on one thread as on two (`make bench`), and results do not depend on how
         # many cores there are; several notebooks run at once instead.
         torch.set_num_threads(1)
-    zoo = {role: tuple(listed(settings, f"{role}s")) for role in ROLES}
     wanted = {role: [zoo[role][0]] for role in ROLES}
     for protocol in protocols:
         for member in protocol.members(zoo):
@@ -147,24 +152,33 @@ def open_study(settings: Settings, protocols: Sequence[Protocol] = (), kept: dic
             f"STAGES={','.join(missing)} makes those of the zoo (on a GPU); or name others in the settings generators "
             "and captioners"
         )
+    photos = settings.data_folder if settings.data else None
+    pictures = (settings.world, photos, settings.image_size, settings.layout, settings.on_bad)
+    world = once(("world", *pictures), lambda: open_world(*pictures))
     models, oracle = {}, once(("oracle", folder), lambda: Oracle(folder / "oracle", device)) if world.truth else None
     trained = (device, settings.dtype, settings.method, settings.rank)
+    trained += (settings.lora_generator, settings.lora_captioner, settings.checkpointing)
     for role, names in wanted.items():
         for name in dict.fromkeys(names):
             place = settings.model_folder(name)
             try:
                 model = once(("model", place, *trained), partial(_open_model, place, device, settings))
-            except MMCollapseError as error:
-                raise MMCollapseError(f"setting {role}s={getattr(settings, f'{role}s')!r}: {error}") from error
+            except (MMCollapseError, OSError, ValueError, SafetensorError) as error:
+                why = str(error)
+                if not isinstance(error, MMCollapseError):  # of a library, about a part that is missing or damaged
+                    why = f"{place} cannot be opened ({' '.join(why.split())})"
+                raise MMCollapseError(f"setting {role}s={getattr(settings, f'{role}s')!r}: {why}") from error
             adapter = model.adapter
             if adapter.kind != role:
                 raise MMCollapseError(
                     f"setting {role}s={getattr(settings, f'{role}s')!r}: {name!r} is a {adapter.kind}, no {role}"
                 )
-            if adapter.image_size != world.image_size:
+            # a captioner may say that it resizes what it is shown; a generator makes what it makes
+            if adapter.image_size != world.image_size and not getattr(adapter, "resizes", False):
+                can = f": image_size={adapter.image_size}" if settings.world == "photos" else ""
                 raise MMCollapseError(
                     f"setting {role}s: pictures of {name!r} have {adapter.image_size} pixels a side, those of the "
-                    f"world {world.name!r} {world.image_size}"
+                    f"world {world.name!r} {world.image_size}{can}"
                 )
             models[name] = model
     for protocol in protocols:
@@ -176,7 +190,8 @@ def open_study(settings: Settings, protocols: Sequence[Protocol] = (), kept: dic
             f"{', '.join(told)}: name the others, arms={','.join(p.arm for p in protocols if p.arm not in told)}"
         )
     copied = tuple({p.noise_like for p in protocols} - {""})
-    study = Study(settings, Store(settings.runs_folder), world, models, zoo, device, oracle, copied=copied)
+    store = (SharedStore if processes() > 1 else Store)(settings.runs_folder)
+    study = Study(settings, store, world, models, zoo, device, oracle, copied=copied)
     sizes = (settings.prompts, settings.noises, settings.captions, settings.probes, settings.pairs)
     key = ("instruments", folder, settings.spaces, settings.runs_folder, *sizes)
     tools = once(key, lambda: open_instruments(study, device))
@@ -245,17 +260,19 @@ def run_one(study: Study, tools: Instruments, chain: Chain, measured=lambda chai
     """Run (or look up) a chain; measured(chain, generation, rows) is called after each generation. StoreFull passes
     through; any other MMCollapseError ends this chain alone and is told in what is returned."""
     protocol, seed, done, began = chain.protocol, chain.seed, Done(chain), time.monotonic()
-    say, clock = study.say, Clock()
+    say, clock, alarm, watch = study.say, Clock(), math.inf, None
 
     def timed(name, generation, stage):
         clock(stage)
         say(name, generation, stage)
 
     def measure(weights, g, sets):
+        nonlocal alarm
         of = {"arm": protocol.arm, "seed": seed, "generation": g}
         s = study.settings
         with keeping(chain.experiment, protocol.arm, (seed, g) == (s.first_seed, s.generations)) as sets_kept:
-            found = measure_generation(study, tools, protocol, weights, g, sets, seed)
+            found = measure_generation(study, tools, protocol.at(g, alarm), weights, g, sets, seed)
+        found += switch_rows(study, protocol, sets, g, alarm, watch.silent if watch else ())
         done.kept += sets_kept
         if has_students(chain.settings, seed, g):
             found += run_students(study, tools, protocol, g, sets, seed)
@@ -268,11 +285,17 @@ def run_one(study: Study, tools: Instruments, chain: Chain, measured=lambda chai
                     item, asked = tools.shown[name]
                     told = {"measurement": measurement, "modality": modality, "model": model}
                     done.shown.append((item, asked, of | told))
+        if watch and any(name in protocol.switch for name, _ in watch.new(chain.name, g, found)):
+            alarm = min(alarm, g)
         clock()
         measured(chain, g, found)
+        return alarm <= g
 
     study.say = timed
     try:
+        if protocol.switch and isinstance(protocol.switch, tuple):  # what is real against real must be known before
+            clock("measuring")
+            watch = Watch(measure_world(study, tools), chain.settings.generations)
         done.items = tuple(run_chain(study, protocol, seed, measure))
     except StoreFull:
         raise
@@ -285,6 +308,17 @@ def run_one(study: Study, tools: Instruments, chain: Chain, measured=lambda chai
     done.errors = {key: errors for key, errors in study.errors.items() if key[:2] == (protocol.arm, seed)}
     done.seconds = time.monotonic() - began
     return done
+
+
+def switch_in_words(done: Done) -> str:
+    """A line for the log: since when the remedy of a chain holds; "" for an arm without one."""
+    rows = [r for r in done.rows if r["metric"] == "switched"]
+    if not rows:
+        return ""
+    since = min((int(r["value"]) for r in rows if r["value"] == r["value"]), default=0)
+    what = ", ".join(f"{name}={value!r}" for name, value in done.chain.protocol.remedy)
+    when = f"since generation {since}" if since else f"never: {rows[-1]['missing']}"
+    return f"SWITCH {done.chain.name}, {when} ({what})"
 
 
 class Run:
@@ -315,9 +349,13 @@ class Run:
             began = time.monotonic()
             self.world = measure_world(self.study, self.tools)
             self.stages["measuring"] += time.monotonic() - began
+        if told := Watch(self.reference, self.settings.generations).silence():
+            print(f"{self.experiment}: {told}", flush=True)
 
     def add(self, done: Done):
         self.dones.append(done)
+        if told := switch_in_words(done):
+            print(told, flush=True)
         for stage, spent in done.stages.items():
             self.stages[stage] = self.stages.get(stage, 0.0) + spent
         if done.failure:
@@ -420,6 +458,28 @@ def measure_generation(study, tools, protocol: Protocol, weights: dict, g: int, 
     if sets:
         rows += measure_set(study, tools, protocol, next(iter(sets.values())))
     return rows
+
+
+def switch_rows(study, protocol: Protocol, sets: dict, g: int, alarm: float, silent: Sequence[str] = ()) -> list[dict]:
+    """Rows of what a generation of an arm with a remedy was trained on: real_pairs, how many of these were real, and
+    switched, the generation since which the remedy holds. alarm: see Protocol.at; silent: alarms that cannot sound."""
+    if not (protocol.remedy and sets):
+        return []
+    pairs, since = next(iter(sets.values())), protocol.since(alarm)
+    why = "the remedy comes later"
+    if isinstance(protocol.switch, tuple):
+        why = "its alarms cannot sound" if set(protocol.switch) <= set(silent) else "its alarms have not sounded"
+    found = {
+        "real_pairs": {"value": float(protocol.at(g, alarm).parts(protocol.pairs or study.settings.pairs)[1])},
+        "switched": {"value": float(since)} if g >= since else {"value": math.nan, "missing": why},
+    }
+    common = {"model": "set", "measurement": "data", "subset": "chain", "space": "cost"}
+    common |= {"n": len(pairs.real.keys), "hash": f"set-{pairs.digest[:20]}"}
+    return [
+        common | {"modality": MODALITY[role], "metric": metric} | value
+        for role in protocol.trains
+        for metric, value in found.items()
+    ]
 
 
 def run_students(study, tools, protocol: Protocol, g: int, sets: dict, seed: int) -> list[dict]:

@@ -234,6 +234,65 @@ def remedies(s: Settings) -> list[Protocol]:
 REPEATED = {"subsample": {"keep": "subsample", "anchored": True}, "real-25%": {"real_share": 0.25}}
 
 
+# The alarm that decides. On ten recursive generators it first sounds in generation 3, on ten healthy ones never. In
+# text the variety of words goes first (Guo et al. 2024, arXiv 2311.09807): in generation 2 under drift, never on real
+# data.
+ALARM = {"generator": "recall falls", "captioner": "distinct pairs of words fall"}
+REAL_SHARE = 0.25  # of the pairs, once the remedy holds
+LATE = (0.2, 0.4, 0.6)  # shares of the generations after which it comes, whatever is seen
+
+
+def intervention(s: Settings) -> list[Protocol]:
+    """Does it pay to wait for an alarm? *recursive* never has a remedy, *always* has one from generation 1 on, *late-k*
+    from generation k on, *on-alarm* from the generation after the alarm; the remedy is a quarter of real pairs, at
+    equal numbers of pairs and steps. Captioners do all that under the drifting schedule (*recursive-drift*,
+    *gen0-drift*), for without it they do not collapse; *on-alarm-matched* is without it: does the alarm leave a healthy
+    chain alone?
+
+    The full grid adds other remedies on alarm: *labels*, captions by the frozen captioner (of captioners their own
+    generation 0); *budget*, the largest decoding budget of 02; *pool*, models that were pretrained and trained apart
+    (*apart*) share their pairs, for who is in a chain, and measured, cannot change. And the same total of new real
+    pairs early, evenly or late: *total-early*, *total-evenly*, *total-late*."""
+    arms, g = [], s.generations
+    some, half = {"real_share": REAL_SHARE}, max(1, g // 2)  # generations, first or last, that get the whole total
+    new = some | {"real_fresh": True}
+    much = new | {"real_share": REAL_SHARE * g / half}
+    for role in ROLES:
+        alarm, drift, own = (ALARM[role],), {}, {}
+        arms += [recursive(role), *controls(role)]
+        if role == "captioner":
+            drift = {"drift": DRIFT}
+            own = drift | {"controls": ("real", "gen0-drift")}
+            arms += [recursive(role, "recursive-drift", **own), gen0(role, "gen0-drift", **drift)]
+            arms.append(switched(role, "on-alarm-matched", alarm, some))
+        whens = {"always": 1, "on-alarm": alarm}
+        whens |= {f"late-{k}": k for k in sorted({1 + round(share * g) for share in LATE}) if 1 < k <= g}
+        arms += [switched(role, arm, when, some, **own) for arm, when in whens.items()]
+        if s.grid == "corners":
+            continue
+        budget = {
+            "generator": (("steps", max(numbers(s, "grid_steps", 1))),),
+            "captioner": (("temperature", 0.0), ("beams", max(numbers(s, "grid_beams", 1)))),
+        }
+        for what, remedy in {"labels": {"captions": "base"}, "budget": {"decoding": budget[role]}}.items():
+            arms.append(switched(role, f"on-alarm-{what}", alarm, remedy, **own))
+        arms.append(switched(role, "total-early", half + 1, {"real_share": 0.0}, **own | much))
+        arms.append(switched(role, "total-evenly", 1, new, **own))
+        arms.append(switched(role, "total-late", g - half + 1, much, **own))
+        if more := further(s, role):
+            apart = {"population": (listed(s, f"{role}s")[0], *more), "exchange": False}
+            own |= apart | {"controls": ("real-apart", "gen0-apart")}
+            arms += [recursive(role, "apart", **own), real(role, "real-apart", **apart)]
+            arms.append(gen0(role, "gen0-apart", **apart | drift))
+            arms.append(switched(role, "on-alarm-pool", alarm, {"exchange": True}, **own))
+    return arms
+
+
+def switched(role: str, arm: str, when: int | tuple[str, ...], remedy: dict, **changes) -> Protocol:
+    """*recursive*, with the fields in `remedy` changed from a generation or from alarms on."""
+    return recursive(role, arm, switch=when, remedy=tuple(remedy.items()), **changes)
+
+
 def listed(s: Settings, name: str) -> list[str]:
     """The items of a comma-separated setting. MMCollapseError: one is empty or comes twice."""
     items = [item.strip() for item in getattr(s, name).split(",")]
@@ -280,12 +339,17 @@ EXPERIMENTS: dict[str, Callable[[Settings], list[Protocol]] | None] = {
     "05_quality_robustness": None,
     "06_remedies": remedies,
     "07_claims": None,
+    "08_intervention": intervention,
     "09_human": None,
 }
 
+# Of these no claim is judged: 05 leaves them out, for C5 says which experiments it is about.
+EXPLORATORY = ("08_intervention",)
+
 # The order where time is short: first collapse itself, and the controls that the others share; then who should label,
-# and what helps; last the grids and populations of C4 and C6, which cost most for each claim.
-PRIORITY = ("01_variance", "04_relabeling", "06_remedies", "02_decoding_budget", "03_diversity")
+# and what helps; then the grids and populations of C4 and C6, which cost most for each claim; last what no claim is
+# about.
+PRIORITY = ("01_variance", "04_relabeling", "06_remedies", "02_decoding_budget", "03_diversity", *EXPLORATORY)
 
 
 def arms_of(experiment: str, settings: Settings) -> list[Protocol]:

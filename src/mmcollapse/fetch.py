@@ -52,7 +52,8 @@ def missing(source: Source, record: dict[str, dict], whole: bool = True) -> list
     sizes alone."""
     entry = record.get(source.key)
     if entry is None:
-        return [f"{source.name}: never fetched"]
+        path = ", and no folder here" if source.place.startswith("models/hub/") else ""  # a path, mistyped, is a name
+        return [f"{source.name}: never fetched{path}"]
     if entry["revision"] != source.wanted:
         return [f"{source.name}: fetched at {entry['revision']}, wanted is {source.wanted}"]
     out, long = [], whole and sum(part["bytes"] for part in entry["files"].values()) > LONG
@@ -67,12 +68,26 @@ def missing(source: Source, record: dict[str, dict], whole: bool = True) -> list
 
 
 def check(needs: Iterable[Source]) -> None:
-    """That all of the sources are here, by names and sizes. MMCollapseError says what is not, and how to get it."""
+    """That all of the sources are here, by names and sizes; instruments and data that somebody else has put in their
+    place are not ours to judge. MMCollapseError says in one line what is not here, and how to get it."""
     record = read_record()
-    lines = [line for source in needs for line in missing(source, record, whole=False)]
+    lines = [line for source in needs if not _put_there(source, record) for line in missing(source, record, False)]
     if lines:
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         raise MMCollapseError(f"{lines[0]}{more}: run `make fetch` with this profile, on a machine with a network")
+
+
+def _put_there(source: Source, record: dict[str, dict]) -> bool:
+    """Whether a source was never fetched, nor begun to be, and its folder holds something. The folders of the hub's
+    models are only ever fetched into."""
+    if source.key in record or source.place.startswith("models/hub/") or not source.folder.is_dir():
+        return False
+    names = [path.name for path in source.folder.iterdir()]
+    if any(name.endswith(".part") for name in names):
+        return False
+    if isinstance(source, Model):
+        return any(name.endswith(".safetensors") for name in names)
+    return source.file.name not in names if source.unpack else source.file.name in names
 
 
 def plan(needs: list[Source], origin: Origin) -> str:

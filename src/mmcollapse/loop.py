@@ -1,7 +1,7 @@
 """The recursion: models make data, are trained on them, and make the next.
 
 generation 0 are the base models
-for g = 1 .. G:
+for g = 1 .. G, by the protocol that holds at g:
     pairs  = synthesize(pictures and captions by generation g-1, or generation 0, or nobody: real data)
     models = finetune(each model that is trained, pairs)
     measure(models)
@@ -10,6 +10,7 @@ for g = 1 .. G:
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,9 +19,10 @@ import numpy as np
 
 from mmcollapse.digests import digest_arrays, digest_of
 from mmcollapse.errors import MMCollapseError
+from mmcollapse.memory import AtOnce
 from mmcollapse.models.captioner import CaptionDecoding
 from mmcollapse.models.generator import ImageDecoding
-from mmcollapse.protocol import Member, Protocol, drifting
+from mmcollapse.protocol import ROLES, Member, Protocol, drifting
 from mmcollapse.randomness import generator, seed_of
 from mmcollapse.settings import Settings
 from mmcollapse.store import Item, Store, load_pairs, save_pairs
@@ -74,11 +76,13 @@ class Model:
 
     def __init__(self, adapter, settings: Settings):
         self.adapter = adapter
-        adapter.prepare(settings.method, settings.rank)
+        lora = getattr(settings, f"lora_{adapter.kind}")
+        adapter.prepare(settings.method, settings.rank, lora, settings.checkpointing == "yes")
         self.parameters = adapter.trainable()
-        self.initial = {name: p.detach().clone() for name, p in self.parameters.items()}
-        method = settings.method + (str(settings.rank) if settings.method == "lora" else "")
+        self.initial = {name: p.detach().to("cpu", copy=True) for name, p in self.parameters.items()}
+        method = settings.method + (f"{settings.rank}{lora and '/'}{lora}" if settings.method == "lora" else "")
         self.recorded: dict = {}  # training steps (see train.train)
+        self.at_once = AtOnce(settings.train_batch or settings.batch, "the pairs of a step", "train_batch")
         self.base = Weights(f"{adapter.digest}/{method}")
         self.holds = self.base.digest
 
@@ -145,28 +149,29 @@ class Study:
 
 def run_chain(study: Study, protocol: Protocol, seed: int, measure: Callable) -> list[Item]:
     """One arm, one seed: generations 0..G, each measured by measure(weights, g, sets), where weights has the Weights of
-    every member and sets the Pairs that the trained ones were trained on. Finished work is found in the store and not
-    done again. Returns what was made for generation 1, which other arms share; of the rest the last one's is kept."""
+    every member and sets the Pairs that the trained ones were trained on; it answers whether an alarm sounds that the
+    protocol waits for. Finished work is found in the store and not done again. Returns what was made for generation 1,
+    which other arms share; of the rest the last one's is kept."""
     members = protocol.members(study.zoo)
     weights = {m: study.models[m.model].base for m in members}
-    history, made, sets = [], {}, {}
+    history, made, sets, alarm = [], {}, {}, math.inf
     for g in range(study.settings.generations + 1):
-        if g > 0 and protocol.trains:
+        now = protocol.at(g, alarm)
+        if g > 0 and now.trains:
             study.say(f"{protocol.name} seed {seed}", g, "making data")
-            history.append(_synthesize(study, protocol, members, weights, seed, g, history))
-            sets = _training_sets(study, protocol, history, seed, g)
+            history.append(_synthesize(study, now, members, weights, seed, g, history))
+            sets = _training_sets(study, now, history, seed, g)
             study.say(f"{protocol.name} seed {seed}", g, "fine-tuning")
             weights = weights | {
-                m: finetune(
-                    study, m, _start(study, protocol, m, weights), sets[m], seed, g, _times(protocol, g), protocol.rate
-                )
+                m: finetune(study, m, _start(study, now, m, weights), sets[m], seed, g, _times(now, g), now.rate)
                 for m in sets
             }
             if protocol.arm in study.copied:
                 study.errors[protocol.arm, seed, g] = errors_of(study, next(iter(sets.values())))
             made[g] = [weights[m].item for m in sets] + [i for pairs in set(history[-1].values()) for i in pairs.items]
         study.say(f"{protocol.name} seed {seed}", g, "measuring")
-        measure(weights, g, sets)
+        if measure(weights, g, sets):
+            alarm = min(alarm, g)
         if g > 2 and g - 1 in made and protocol.keep == "replace":
             needed = {item.name for item in (*made[1], *made[g])}  # what generation 0 made may serve them all
             study.retire([item for item in made.pop(g - 1) if item.name not in needed])
@@ -199,11 +204,13 @@ def prompts(study: Study, seed: int, n: int = 0, block: int = 0) -> tuple[np.nda
 
 
 def _synthesize(study, protocol: Protocol, members: list[Member], weights, seed: int, g: int, history: list) -> dict:
-    """The Pairs of generation g for each member that is trained: those of all members, or without exchange its own."""
+    """The Pairs of generation g for each member that is trained: those of all members, or without exchange its own. For
+    a role that the chain has no model of, the first of the zoo makes what a base model is to make."""
     trained = [m for m in members if m.role in protocol.trains]
+    others = [Member(role, name) for role in ROLES if role not in protocol.roles for name in study.zoo[role][:1]]
     if protocol.exchange:
-        return dict.fromkeys(trained, _pool(study, protocol, members, weights, seed, g, history))
-    return {m: _pool(study, protocol, [m], weights, seed, g, history) for m in trained}
+        return dict.fromkeys(trained, _pool(study, protocol, [*members, *others], weights, seed, g, history))
+    return {m: _pool(study, protocol, [m, *others], weights, seed, g, history) for m in trained}
 
 
 def _pool(study, protocol: Protocol, group: list[Member], weights: dict, seed: int, g: int, history: list) -> Pairs:
@@ -275,7 +282,7 @@ def _captions(study, protocol, member, weights, pairs: Pairs, indices, seed, at)
         images, _ = pairs.open()
         texts = model.hold(makers).make(images, decoding, keys, study.settings.compute_batch)
         # one pass a token and beam, the end token's included, and one of the picture
-        spent = sum(1 + decoding.beams * (len(ids) - 1) for ids in model.adapter.tokenizer(texts).input_ids)
+        spent = sum(1 + decoding.beams * (len(ids) + 1) for ids in model.adapter.words(texts))
         digest = save_pairs(folder, images, texts, {"key": pairs.real.keys})
         return {"digest": digest, "n": len(texts), "passes": spent}
 
@@ -424,7 +431,7 @@ def finetune(
         data = adapter.encode(images, captions)
         key = ("finetune", member.role, seed, generation, *own)
         values = list(model.parameters.values())
-        ways = {"recorded": model.recorded, "network": adapter.network}
+        ways = {"recorded": model.recorded, "network": adapter.network, "at_once": model.at_once, "size": adapter.size}
         losses = train(adapter.loss, values, data, adapter.draw, recipe, key, **ways)
         state = {name: p.detach().float().cpu().contiguous() for name, p in model.parameters.items()}
         save_file(state, folder / "weights.safetensors")

@@ -2,7 +2,8 @@
 
 The very loop and the very measuring run over a store that makes nothing. Each thing that they ask for is counted once,
 under the name that it will have, so what arms and experiments share is counted as it will be shared. The count is a
-little high where two things turn out equal only when they are made: captions that no limit of tokens cuts.
+little high where two things turn out equal only when they are made: captions that no limit of tokens cuts; and where
+an arm waits for an alarm, which is taken to sound at once.
 """
 
 from __future__ import annotations
@@ -15,13 +16,18 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from mmcollapse import costs
+from mmcollapse.costs import Work
 from mmcollapse.errors import MMCollapseError
-from mmcollapse.experiment import measure_generation, run_students
+from mmcollapse.experiment import _enough, measure_generation, run_students, switch_rows
 from mmcollapse.experiments import LATER, PRIORITY, arms_of, has_students, later, listed, seeds_of
+from mmcollapse.fetch import check, gigabytes
 from mmcollapse.loop import Study, Weights, run_chain
 from mmcollapse.measure import Instruments, measure_world
 from mmcollapse.protocol import ROLES, Protocol
+from mmcollapse.rates import read_rates
 from mmcollapse.settings import Settings
+from mmcollapse.sources import needed, read_sources
 from mmcollapse.store import Item, item_name
 from mmcollapse.worlds import Batch, open_world
 
@@ -33,16 +39,20 @@ MADE = {"generator": "pictures made", "captioner": "captions made"}
 TRAINED = {"generator": "pictures trained on", "captioner": "captions trained on"}
 # rows of the result table for each group of scores (see measure.py); of truth for pictures, captions and probes
 ROWS = {"features": 10, "pixels": 1, "alignment": 5, "words": 8, "perplexity": 1, "caption features": 3, "samples": 0}
+SOUNDS = 1  # the generation in which alarms are taken to sound: the earliest, which leaves most to be made
 TRUTH = {"pictures": 17, "captions": 10, "probes": 2}
 
 
 class Counting:
-    """Stands in for a Store: makes nothing, and counts in `counts` what was not asked for before."""
+    """Stands in for a Store: makes nothing, and counts in `counts` what was not asked for before, in `work` what that
+    takes. told: arms that cannot run, and why, a line each; worlds: see _planned."""
 
     def __init__(self):
         self.counts: Counter[str] = Counter()
         self.names: dict[str, set[str]] = {"weights": set(), "pairs": set(), "scores": set()}
-        self.asked: list[tuple[str, bool]] = []  # training pairs since this was emptied: by which role, and if new
+        # training pairs since this was emptied: by which role, if new, and what they were asked for by
+        self.asked: list[tuple[str, bool, str, Mapping]] = []
+        self.work, self.told, self.worlds = Work(), [], {}
 
     def make(self, kind: str, inputs: Mapping, maker) -> Item:
         name = item_name(kind, inputs)
@@ -50,21 +60,29 @@ class Counting:
         self.names[kind].add(name)
         if kind == "scores":
             self.counts["rows"] += _rows(inputs)  # also of what is shared, for each arm has its rows
-        elif kind == "weights" and new:
+        elif kind == "weights":
+            self.work.train(name, inputs, new)
+        if kind == "weights" and new:
             _, _, role, *own = inputs["seed"]
             student = any(word.startswith("student") for word in own)
             self.counts["students" if student else "model-generations"] += 1
             self.counts[TRAINED[role]] += inputs["recipe"]["steps"] * inputs["recipe"]["batch"]
         elif kind == "pairs" and inputs.get("noise") != "measure":
-            self.asked.append((inputs["seed"][2], new))
+            self.asked.append((inputs["seed"][2], new, name, inputs))
         elif kind == "pairs" and new:
             what = "prompts" if "prompts" in inputs else "pictures"  # that pictures, or captions, were made of
-            self.counts["pictures measured" if what == "prompts" else "captions measured"] += len(inputs[what])
+            n = len(inputs[what])
+            self.counts["pictures measured" if what == "prompts" else "captions measured"] += n
+            self.work.make(inputs, n)
+            self.work.look(n)
+            if self.work.settings.keep_pictures == "all":
+                self.work.keep_pairs(name, n)
         told = {"name": name, "kind": kind, "inputs": inputs, "digest": name, "facts": {"passes": 0}, "pruned": True}
         return Item(self, told)
 
     def prune(self, item: Item):
-        """There is nothing to delete."""
+        """There is nothing to delete but what the work would have left."""
+        self.work.prune(item.name)
 
     def _ready(self, item: Item) -> _Files:
         return _Files(item.name)
@@ -74,7 +92,11 @@ class Counting:
         each, rest = divmod(len(self.asked), len(sizes))
         if rest:
             raise MMCollapseError(f"{len(self.asked)} things were made for {len(sizes)} shares of the pairs")
-        for k, (role, new) in enumerate(self.asked):
+        for k, (role, new, name, inputs) in enumerate(self.asked):
+            if new:
+                self.work.make(inputs, sizes[k // each])
+                self.work.look(sizes[k // each])
+                self.work.keep_pairs(name, sizes[k // each])
             if new and role in MADE:  # and not by the oracle
                 self.counts[MADE[role]] += sizes[k // each]
         self.asked.clear()
@@ -132,9 +154,51 @@ class _World:
         return self.kept[key]
 
 
+def _planned(settings: Settings, store: Counting) -> tuple[object, str]:
+    """(the world as far as a plan needs it, what is assumed of it), found out once."""
+    key = (settings.world, settings.data, settings.layout, settings.image_size)
+    if key not in store.worlds:
+        store.worlds[key] = _found(settings)
+    return store.worlds[key]
+
+
+def _found(settings: Settings) -> tuple[object, str]:
+    """Of photos none is opened: captions say how many there are, and of data that were not fetched yet sources.toml
+    does."""
+    if settings.world != "photos":
+        return open_world(settings.world, image_size=settings.image_size), ""
+    from mmcollapse.worlds.photos import planned_roles, roles
+
+    folder, known, assumed = settings.data_folder, read_sources()["data"].get(settings.data), ""
+    if known and not folder.is_dir():
+        sizes = roles(*known["pairs"])
+        assumed = f"{settings.data} is not here; assumed are the sizes of its splits as published: " + ", ".join(
+            f"{role} {n:,}" for role, n in sizes.items()
+        )
+    else:
+        sizes = planned_roles(folder, settings.layout)
+    return SimpleNamespace(name="photos", truth=False, digest="photos", size=lambda split: sizes[split]), assumed
+
+
+def _able(protocols: list[Protocol], settings: Settings, store: Counting) -> list[Protocol]:
+    """The protocols that can run in the world of the settings; of the others the store is told."""
+    world, out = _planned(settings, store)[0], []
+    for protocol in protocols:
+        try:
+            if not world.truth and protocol.captions in ("oracle", "noised"):
+                raise MMCollapseError(
+                    f"arm {protocol.arm!r}: world {world.name!r} has no truth that an oracle could tell"
+                )
+            _enough(protocol, settings, world)
+            out.append(protocol)
+        except MMCollapseError as error:
+            store.told.append(str(error))
+    return out
+
+
 def _open(settings: Settings, protocols: list[Protocol], store: Counting) -> tuple[Study, Instruments]:
     """Stand-ins for all that chains of `protocols` need; they answer what the loop and the measuring ask."""
-    world = _World(open_world(settings.world, settings.data))
+    world = _World(_planned(settings, store)[0])
     zoo = {role: tuple(listed(settings, f"{role}s")) for role in ROLES}
     names = {zoo[role][0] for role in ROLES} | {m.model for p in protocols for m in p.members(zoo)}
     models = {}
@@ -153,6 +217,7 @@ def _open(settings: Settings, protocols: list[Protocol], store: Counting) -> tup
 
 def _run(name: str, settings: Settings, protocols: list[Protocol], store: Counting, world: bool):
     """All chains of `protocols`, as run_experiment runs them. world: whether real data are measured first."""
+    store.work.settings, shared = settings, []
     study, tools = _open(settings, protocols, store)
     if world:
         measure_world(study, tools)
@@ -163,17 +228,20 @@ def _run(name: str, settings: Settings, protocols: list[Protocol], store: Counti
 
             def stage(chain, g, stage, protocol=protocol):
                 if stage == "fine-tuning":
-                    store.book(_shares(protocol, settings))
+                    store.book(_shares(protocol.at(g, SOUNDS), settings))
 
             def measure(weights, g, sets, protocol=protocol, seed=seed):
-                rows = measure_generation(study, tools, protocol, weights, g, sets, seed)
+                rows = measure_generation(study, tools, protocol.at(g, SOUNDS), weights, g, sets, seed)
+                rows += switch_rows(study, protocol, sets, g, SOUNDS)
                 store.counts["rows"] += len(rows)
                 if has_students(settings, seed, g):
                     run_students(study, tools, protocol, g, sets, seed)
+                return g >= SOUNDS
 
             study.say = stage
-            run_chain(study, protocol, seed, measure)
+            shared += run_chain(study, protocol, seed, measure)
             tools.shown.clear()
+    study.retire(shared)
 
 
 def _shares(protocol: Protocol, settings: Settings) -> list[int]:
@@ -182,12 +250,12 @@ def _shares(protocol: Protocol, settings: Settings) -> list[int]:
     return [len(rows) for rows in np.array_split(range(made), makers)] if protocol.exchange else [made] * makers
 
 
-def count(settings: Mapping[str, Settings]) -> dict[str, Counter[str]]:
+def count(settings: Mapping[str, Settings], store: Counting | None = None) -> dict[str, Counter[str]]:
     """What each experiment adds to those before it, in the order of PRIORITY: numbers by COLUMNS. Populations of LATER
     sizes are a part of their own, after their experiment. settings: by experiment."""
-    store, parts = Counting(), {}
+    store, parts = store or Counting(), {}
     for name in (name for name in PRIORITY if name in settings):
-        protocols = arms_of(name, settings[name])
+        protocols = _able(arms_of(name, settings[name]), settings[name], store)
         last = [p for p in protocols if name == "03_diversity" and later(p, settings[name])]
         pools = f"{name}, pools of {' and '.join(str(size) for size in LATER)}"
         for part, some in {name: [p for p in protocols if p not in last], pools: last}.items():
@@ -198,13 +266,41 @@ def count(settings: Mapping[str, Settings]) -> dict[str, Counter[str]]:
 
 
 def plan(settings: Mapping[str, Settings]) -> str:
-    """The counts as a table for the terminal. settings: by experiment."""
-    parts = count(settings)
+    """The counts as a table for the terminal, and what they take. settings: by experiment."""
+    store = Counting()
+    parts = count(settings, store)
     parts["all"] = sum(parts.values(), Counter())
     words = [["", *name.replace("-", "- ").split(" ", 1)][-2:] for name in COLUMNS]
     lines = [_line("", row) for row in zip(*words, strict=True)]
     lines += [_line(part, [f"{counts[name]:,}" for name in COLUMNS]) for part, counts in parts.items()]
-    return "\n".join([*lines, "", *NOTES])
+    return "\n".join([*lines, "", *NOTES, "", *_needs(settings, store)])
+
+
+def _needs(settings: Mapping[str, Settings], store: Counting) -> list[str]:
+    """What the counted work takes, and what of it is not to be had here."""
+    rates, work, first = read_rates(), store.work, next(iter(settings.values()))
+    device = costs.device_of(first, rates, {model for model, _ in work.amounts})
+    lines, spent, unknown = costs.hours(work, rates, device, first.compute_batch)
+    core = "core" if device == "cpu" else device
+    least = f"{'at least' if unknown else 'about'} {f'{spent:,.0f}' if spent >= 10 else f'{spent:.2g}'} hours"
+    beside = f"; {unknown} of {len(lines) - 1} kinds of work were never measured there" if unknown else ""
+    lines += ["", f"{work.steps:,} optimiser steps; {least} on one {core}{beside} (data/rates.json)"]
+    most, nobody = 0, []
+    for name, s in settings.items():
+        zoo = {role: tuple(listed(s, f"{role}s")) for role in ROLES}
+        used = {zoo[role][0] for role in ROLES} | {m.model for p in arms_of(name, s) for m in p.members(zoo)}
+        asked, unsized = costs.memory(s, sorted(used))
+        most, nobody = max(most, asked), [*nobody, *unsized]
+    unsized = f", without {', '.join(sorted(set(nobody)))}, whose size is not known" if nobody else ""
+    lines.append(f"memory of models and training: {gigabytes(most)}{unsized}; activations, not measured, come on top")
+    lines.append(f"store at its fullest, one experiment after the other: {gigabytes(work.peak)}")
+    lines += dict.fromkeys(filter(None, (_planned(s, store)[1] for s in settings.values())))
+    try:
+        check(needed(settings.values()))
+    except MMCollapseError as error:
+        lines.append(f"not ready: {error}")
+    told = [*store.told, *costs.warnings(first, most, work.peak)]
+    return lines + [f"WARNING: {line}" for line in dict.fromkeys(told)]
 
 
 NOTES = (

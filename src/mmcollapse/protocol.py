@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from math import inf
 
 from mmcollapse.errors import MMCollapseError
@@ -21,8 +21,9 @@ class Protocol:
     pictures: whose pictures are trained on: "real" ones of the prompts, or a generator's, of the "previous" generation
         or the "base".
     captions: what is said of them: "given" (the real caption, or the prompt that the picture was made from), by a
-        captioner of the "previous" generation or the "base", by the "oracle" (what it sees, through the grammar), or
-        "noised" (the same, damaged as often as the captioner of the arm `noise_like` errs at that generation).
+        captioner of the "previous" generation or the "base" (if the arm has none, the first of the zoo), by the
+        "oracle" (what it sees, through the grammar), or "noised" (the same, damaged as often as the captioner of the
+        arm `noise_like` errs at that generation).
     prompts: "real" ones every generation (anchored), or the "captions" of the generation before (closed loop).
     start: what fine-tuning starts from: the "previous" generation or the "base".
     fresh: new prompts and pictures every generation instead of the same.
@@ -39,6 +40,9 @@ class Protocol:
     real_share: share of the pairs that are real, 0 to 1; real_fresh: new ones every generation; real_only: the others
         are left out.
     pairs: number of pairs; 0 is the setting `pairs`. compute: times the steps. rate: times the learning rate.
+    remedy: (name, value) of what is otherwise from the switch on; all fields but those in FIXED can be.
+    switch: the generation from which on the remedy holds, or names of alarms (see alarms.ALARMS): then it is the
+        generation after that in which the first of them sounds for a model of the chain.
     controls: arms of the same roles that this one cannot be read without.
     """
 
@@ -64,6 +68,8 @@ class Protocol:
     compute: int = 1
     rate: float = 1.0
     noise_like: str = ""
+    remedy: tuple[tuple[str, object], ...] = ()
+    switch: int | tuple[str, ...] = ()
     controls: tuple[str, ...] = ("real", "gen0")
 
     def __post_init__(self):
@@ -98,6 +104,24 @@ class Protocol:
             self._refuse("pairs" if self.pairs < 0 else "compute", "must be positive")
         if not 0 < self.rate < inf:
             self._refuse("rate", "must be positive")
+        if self.remedy or self.switch != ():
+            self._check_switch()
+
+    def _check_switch(self):
+        if not self.remedy or self.switch == ():
+            self._refuse("switch", "a remedy needs a switch, and a switch a remedy")
+        names = [f.name for f in fields(self) if f.name not in FIXED]
+        if unknown := [name for name, _ in self.remedy if name not in names]:
+            self._refuse("remedy", f"{unknown[0]!r} cannot change within a chain; {', '.join(names)} can")
+        if isinstance(self.switch, tuple):
+            from mmcollapse.alarms import ALARMS  # here, for few arms need pandas
+
+            known = [alarm.name for alarm in ALARMS if alarm.modality in self.modalities]
+            if not set(self.switch) <= set(known):
+                self._refuse("switch", f"alarms of what is measured are {', '.join(known)}")
+        elif self.switch < 1:
+            self._refuse("switch", "allowed are generations from 1 on, or names of alarms")
+        self.at(inf, 0)  # what holds then is a protocol too
 
     def _refuse(self, name: str, why: str):
         raise MMCollapseError(f"{name}={getattr(self, name)!r} of arm {self.arm!r}: {why}")
@@ -115,6 +139,18 @@ class Protocol:
     def name(self) -> str:
         """Of the chain, for people: roles and arm."""
         return f"{' and '.join(self.roles)} {self.arm}"
+
+    def since(self, alarm: float = inf) -> float:
+        """The generation from which on the remedy holds. alarm: that in which one of its alarms first sounded."""
+        if not self.remedy:
+            return inf
+        return alarm + 1 if isinstance(self.switch, tuple) else self.switch
+
+    def at(self, generation: float, alarm: float = inf) -> Protocol:
+        """The protocol that holds at a generation. alarm: see `since`."""
+        if generation < self.since(alarm) or not self.remedy:
+            return self
+        return replace(self, remedy=(), switch=(), **dict(self.remedy))
 
     def parts(self, pairs: int) -> tuple[int, int]:
         """How many of `pairs` pairs are synthetic and how many real. MMCollapseError: a part has none, or the synthetic
@@ -162,6 +198,10 @@ _ALLOWED = {
     "start": ("previous", "base"),
     "keep": ("replace", "accumulate", "subsample"),
 }
+
+# What a remedy cannot change: who is in the chain and measured, and what its history rests on.
+FIXED = ("arm", "trains", "frozen", "population", "pairs", "keep", "anchored", "measured_drift", "noise_like")
+FIXED += ("remedy", "switch", "controls")
 
 # The settings that drift in the public code's captioning schedule.
 DRIFT = ("temperature", "top_p", "top_k", "beams", "repetition_penalty", "no_repeat", "length")

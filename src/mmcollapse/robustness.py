@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 from mmcollapse import stats
 from mmcollapse.disk import write_whole
 from mmcollapse.errors import MMCollapseError
-from mmcollapse.experiments import EXPERIMENTS
+from mmcollapse.experiments import EXPERIMENTS, EXPLORATORY
 from mmcollapse.settings import Settings
 from mmcollapse.table import read_table
 
@@ -81,6 +81,8 @@ def units(tables: dict[str, pd.DataFrame], modality: str) -> pd.DataFrame:
     if not out:
         raise MMCollapseError(f"no table has students for {modality}: run the experiments with students=1 or more")
     whole = pd.concat(out, ignore_index=True)
+    if whole.empty:
+        raise MMCollapseError(f"no student for {modality} has a share of all attributes right: it needs a known truth")
     whole["loss"] += _base(tables, modality)
     # Metrics are biased in n, and n alone changes what a student learns: sets of one size are compared.
     whole = whole[whole.n == whole.n.mode().iloc[0]]
@@ -198,7 +200,7 @@ def failures(tables: dict[str, pd.DataFrame], modality: str, metric: str, space:
 
 def read_tables(results: Path) -> dict[str, pd.DataFrame]:
     """The result tables in a folder, by experiment. MMCollapseError: there is none."""
-    names = [name for name, arms in EXPERIMENTS.items() if arms is not None]
+    names = [name for name, arms in EXPERIMENTS.items() if arms is not None and name not in EXPLORATORY]
     found = {name: read_table(p) for name in names if (p := Path(results) / f"{name}.parquet").is_file()}
     if not found:
         raise MMCollapseError(f"no result table in {results}: run the experiments first (make reproduce)")

@@ -20,13 +20,16 @@ from pathlib import Path
 from mmcollapse.claims import say
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.experiments import EXPERIMENTS, arms_of, listed, seeds_of
+from mmcollapse.fetch import check
 from mmcollapse.pool import cores
 from mmcollapse.protocol import ROLES
 from mmcollapse.settings import ROOT, Settings, load_settings
+from mmcollapse.sources import hub_folder, needed, photos_folder
 from mmcollapse.stats import SEEDS_NEEDED
 from mmcollapse.table import read_table
 
 NOTEBOOKS = ROOT / "notebooks"
+READS_STUDENTS = "05_quality_robustness"
 EXPLORER = "00_explore"  # for people: it makes nothing, so `run` leaves it out
 FOLDERS = ("data", "models", "instruments", "runs", "results", "figures")  # settings that name a folder
 # No bars, for nobody watches them; and threads that wait do not spin: that halves the time when others use the cores.
@@ -49,11 +52,18 @@ def parameters(profile: str, changes: dict, names: list[str]) -> tuple[dict[str,
     settings = {name: load_settings(profile, name, **changes) for name in names}
     first = settings[names[0]]
     named = {name: getattr(first, name) for name in FOLDERS}
+    if photos_folder(first.data):  # a name and no folder
+        named.pop("data")
     told = {"profile": profile} | changes | {n: str(Path(v).absolute()) for n, v in named.items() if v}
     for name in told.keys() & {"generators", "captioners"}:
-        models = [str(Path(m).absolute()) if "/" in m else m for m in map(str.strip, told[name].split(","))]
+        models = [str(Path(m).absolute()) if _is_path(m) else m for m in map(str.strip, told[name].split(","))]
         told[name] = ",".join(models)
     return settings, told
+
+
+def _is_path(model: str) -> bool:
+    """Whether the name of a model is a folder's, and not the zoo's or the hub's."""
+    return "/" in model and not hub_folder(model)
 
 
 @dataclass
@@ -72,6 +82,10 @@ def run(profile: str, changes: dict, only: str | None = None, jobs: int = 0) -> 
     interrupted."""
     names = chosen(only)
     settings, told = parameters(profile, changes, names)
+    if READS_STUDENTS in names and not only and not any(s.students for n, s in settings.items() if EXPERIMENTS[n]):
+        print(f"{READS_STUDENTS} is left out: it asks what students have learned, and there are none (students=0)")
+        names = [name for name in names if name != READS_STUDENTS]
+        settings = {name: settings[name] for name in names}
     if len(names) > 1 and settings[names[0]].arms:
         raise MMCollapseError(
             f"arms={settings[names[0]].arms!r}: of which experiment? Name it, such as ONLY={names[0]}"
@@ -81,6 +95,7 @@ def run(profile: str, changes: dict, only: str | None = None, jobs: int = 0) -> 
     for name in names:
         arms_of(name, settings[name])
     refuse_shipped(settings)
+    check(needed(settings.values()))
     for name in ("SIGTERM", "SIGHUP"):  # like Ctrl-C: the kernel is ended too
         signal.signal(getattr(signal, name), signal.default_int_handler)
     try:

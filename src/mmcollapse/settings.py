@@ -25,13 +25,18 @@ class Settings:
     # what runs
     profile: str = "nano"
     world: str = "scenes"  # "scenes" or "photos"
-    data: str = ""  # folder of the photos world
+    data: str = ""  # folder of the photos world, or the name of data that `make fetch` brings, such as "coco-2014"
+    image_size: int = 64  # pixels a side of the world's pictures; that of what the generators make
+    layout: str = ""  # which captions to read where a folder of photos has several; "" is the first there is
+    on_bad: str = "refuse"  # photos that cannot be used: "refuse" the folder, or "skip" and count them
     models: str = ""  # folder of the base models; "" is data/models/<world>
-    generators: str = (
-        "generator"  # comma-separated: folders in `models`, or paths of your own; the first is the default
-    )
+    # comma-separated: folders in `models`, models of the hub (OWNER/NAME, once fetched), or paths of your own; the
+    # first is the default
+    generators: str = "generator"
     captioners: str = "captioner"  # the same for captioners; only 03_diversity uses more than the first
-    further: str = ""  # names of base models on which the full grids of 01 and 06 are repeated; "" is none
+    further: str = (
+        ""  # base models on which the full grids of 01 and 06 are repeated, and for the pool of 08; "" is none
+    )
     arms: str = ""  # comma-separated arms; "" is all of the experiment
     roles: str = ""  # "generator" or "captioner": only the arms of these; "" is both
     grid: str = "corners"  # how many arms: "full", or the "corners" that show the phenomenon
@@ -50,11 +55,16 @@ class Settings:
     pairs: int = 96  # N: pairs trained on
     steps: int = 40  # optimiser steps
     batch: int = 16
+    train_batch: int = 0  # pairs computed at once in a training step, their gradients added up; 0: all of `batch`
+    checkpointing: str = "no"  # "yes": activations are computed again in the backward pass, to spare memory
     lr_generator: float = 1e-4
     lr_captioner: float = 1e-4
     warmup: int = 5  # steps
     method: str = "full"  # "full" or "lora"
     rank: int = 8  # of LoRA
+    # LoRA: comma-separated ends of the names of the sub-modules that it is put on; "" is the model's own list
+    lora_generator: str = ""
+    lora_captioner: str = ""
     # data decoding: what makes training data
     data_steps: int = 8
     data_guidance: float = 1.0
@@ -100,17 +110,36 @@ class Settings:
                 raise MMCollapseError(f"setting {name}={getattr(self, name)}: allowed are {low:g} to {high:g}")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise MMCollapseError(f"setting {name}={getattr(self, name)!r}: allowed are {', '.join(allowed)}")
+                named = ", ".join(filter(None, allowed))
+                raise MMCollapseError(f"setting {name}={getattr(self, name)!r}: allowed are {named}")
+        if self.train_batch and self.batch % self.train_batch:
+            raise MMCollapseError(
+                f"setting train_batch={self.train_batch}: must divide batch={self.batch} without a rest, or be 0"
+            )
+        for name in ("lora_generator", "lora_captioner"):
+            items = [item.strip() for item in getattr(self, name).split(",")]
+            if getattr(self, name) and ("" in items or len(set(items)) < len(items)):
+                raise MMCollapseError(f"setting {name}={getattr(self, name)!r}: items must be there, and none twice")
         if self.world == "photos" and not self.data:
             raise MMCollapseError("setting data='': world='photos' needs the folder of your pictures (DATA=folder)")
+
+    @property
+    def data_folder(self) -> Path:
+        """Of the photos: data/photos/<name> if `data` is a name that `make fetch` knows, else the folder itself."""
+        from mmcollapse.sources import photos_folder  # here, for it imports this module
+
+        return photos_folder(self.data) or Path(self.data)
 
     @property
     def models_folder(self) -> Path:
         return Path(self.models) if self.models else ROOT / "data" / "models" / self.world
 
     def model_folder(self, name: str) -> Path:
-        """Of a model of the zoo by its name, or the folder itself if a path is given."""
-        return Path(name) if "/" in name else self.models_folder / name
+        """Of a model of the zoo by its name, of one of the hub where `make fetch` puts it, or the folder itself if a
+        path is given."""
+        from mmcollapse.sources import hub_folder
+
+        return hub_folder(name) or (Path(name) if "/" in name else self.models_folder / name)
 
     @property
     def instruments_folder(self) -> Path:
@@ -144,9 +173,11 @@ _RANGES = {
     "seeds_exploratory": (0, 1000),
     "first_seed": (0, 10**6),
     "generations": (1, 100),
+    "image_size": (8, 4096),
     "pairs": (2, 10**6),
     "steps": (1, 10**6),
     "batch": (1, 10**5),
+    "train_batch": (0, 10**5),
     "lr_generator": (0, 1),
     "lr_captioner": (0, 1),
     "warmup": (0, 10**6),
@@ -165,10 +196,13 @@ _RANGES = {
 }
 _CHOICES = {
     "world": ("scenes", "photos"),
+    "layout": ("", "image-folder", "coco", "flickr8k", "flickr30k", "karpathy"),  # those of worlds/layouts.py
+    "on_bad": ("refuse", "skip"),
     "grid": ("corners", "full"),
     "measure": ("brief", "full"),
     "keep_weights": ("last", "all"),
     "keep_pictures": ("none", "all"),
+    "checkpointing": ("no", "yes"),
     "method": ("full", "lora"),
     "device": ("cpu", "cuda", "auto"),
     "dtype": ("float32", "bfloat16"),

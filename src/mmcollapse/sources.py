@@ -25,7 +25,7 @@ from mmcollapse.settings import ROOT, Settings
 SOURCES = Path(__file__).with_name("sources.toml")
 DATA = ROOT / "data"
 HUB = "https://huggingface.co"
-ON_HUB = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+ON_HUB = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?")  # so "./own" and "../own" are paths
 PATIENCE = 10.0  # seconds for the hub to say what a repository holds
 
 
@@ -95,6 +95,9 @@ class Model(Source):
     ignore: tuple[str, ...] = ()
     variant: str = ""
     gated: bool = False
+    parameters: int = 0
+    trained: int = 0
+    lora: int = 0
     sha256: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -243,9 +246,14 @@ def hub_folder(name: str) -> Path | None:
     return DATA / "models" / "hub" / match[1].replace("/", "--") if match and not Path(name).is_dir() else None
 
 
+def photos_folder(name: str) -> Path | None:
+    """Where data lie after `make fetch`, if `name` is of those in sources.toml and not of a folder here; else None."""
+    return DATA / "photos" / name if name in read_sources()["data"] and not Path(name).is_dir() else None
+
+
 def needed(settings: Iterable[Settings]) -> list[Source]:
     """What runs with these settings need from elsewhere: models of the hub, instruments, and data if the setting
-    `data` is a folder data/photos/NAME that sources.toml knows."""
+    `data` is a name that sources.toml knows, or the folder data/photos/NAME of one."""
     told, out = read_sources(), {}
     for s in settings:
         for name in _names(s.generators, s.captioners, s.further):
@@ -256,7 +264,7 @@ def needed(settings: Iterable[Settings]) -> list[Source]:
                 target = str(s.instruments_folder / name) if s.instruments else ""
                 out |= {source.key: replace(source, target=target) for source in sources_of(name, told)}
         for name in told["data"] if s.world == "photos" else ():
-            if Path(s.data).resolve() == (DATA / "photos" / name).resolve():
+            if s.data_folder.resolve() == (DATA / "photos" / name).resolve():
                 out |= {source.key: source for source in sources_of(name, told)}
     return list(out.values())
 

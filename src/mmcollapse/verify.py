@@ -687,7 +687,9 @@ def _instruments(settings: Settings):
     from mmcollapse.store import Store
     from mmcollapse.worlds import open_world
 
-    world, store = open_world(settings.world, settings.data), Store(settings.runs_folder)
+    photos = settings.data_folder if settings.data else None
+    world = open_world(settings.world, photos, settings.image_size, settings.layout, settings.on_bad)
+    store = Store(settings.runs_folder)
     study = Study(settings, store, world, {}, {}, "cpu", Oracle(settings.models_folder / "oracle"))
     return study, open_instruments(study, "cpu")
 

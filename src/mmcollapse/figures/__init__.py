@@ -16,6 +16,7 @@ from mmcollapse.figures import (
     diversity,
     human,
     instruments,
+    intervention,
     relabeling,
     remedies,
     robustness,
@@ -35,6 +36,7 @@ FIGURES: dict[str, dict[str, Callable[[Source], Drawn]]] = {
     "05_quality_robustness": robustness.FIGURES,
     "06_remedies": remedies.FIGURES,
     "07_claims": verdicts.FIGURES,
+    "08_intervention": intervention.FIGURES,
     "09_human": human.FIGURES,
     "00_instruments": instruments.FIGURES,
 }

@@ -290,7 +290,7 @@ def y_axis(ax, panel: Panel, space: str):
     )  # the label counts in thousandths, so that those of the ticks stay short
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / (1e-3 if small else 1):.4g}"))
     unit, _, direction = panel.label.replace("{space}", space).partition("\n")
-    ax.set_ylabel(f"{unit}{', $10^{-3}$' if small else ''}\n{direction}")
+    ax.set_ylabel(f"{unit}{', 10⁻³' if small else ''}\n{direction}")
 
 
 def say(ax, text: str):
@@ -310,7 +310,7 @@ def legend(figure: Figure, shown: Iterable[str], most: int = 5, more: Sequence[L
     shown = set(shown)
     handles = [handle(ARM_STYLE[arm]) for arm in in_order(shown - {"floor"})]
     if "floor" in shown:
-        handles.append(Line2D([], [], **FLOOR, label="sampling floor (1 - 1/N)$^g$"))
+        handles.append(Line2D([], [], **FLOOR, label="sampling floor (1 - 1/N)ᵍ"))
     handles += more
     if not handles:
         return

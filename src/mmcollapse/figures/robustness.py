@@ -15,12 +15,12 @@ from matplotlib.ticker import MaxNLocator
 
 from mmcollapse import robustness, stats
 from mmcollapse.errors import MMCollapseError
-from mmcollapse.experiments import EXPERIMENTS
+from mmcollapse.experiments import EXPERIMENTS, EXPLORATORY
 from mmcollapse.figures.house import Drawn, Source, caption, handle, legend, provenance, say, sheet, span, spread
 from mmcollapse.figures.styles import ARM_STYLE, LETTERS, LINE, WIDTH
 from mmcollapse.table import read_table
 
-OTHERS = tuple(name for name, arms in EXPERIMENTS.items() if arms is not None)
+OTHERS = tuple(name for name, arms in EXPERIMENTS.items() if arms is not None and name not in EXPLORATORY)
 PAPER = {"image": "fid", "text": "bleu4"}
 TITLES = {"image": "Pictures", "text": "Captions"}
 SHOWN = ("recursive", "alone", "joint", "real", "gen0")  # arms with the marker that they have in every figure

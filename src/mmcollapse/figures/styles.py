@@ -96,6 +96,12 @@ def _pool(value: str, letter: str) -> dict:
     return _arm(color, line, "D" if k < 0 else (*MARKERS, "h", "d")[k], label)
 
 
+def _late(value: str) -> dict:
+    """A remedy from a generation on: the later, the paler."""
+    color = mixed("#1B7F6B", "#BFE3DA", _place(int(value), 1, 10, False))
+    return _arm(color, (0, (5, 1)), MARKERS[(int(value) - 2) % 6], f"remedy from generation {value}")
+
+
 def _population(kind: str, value: str) -> dict:
     color, line, marker, label = POPULATIONS[kind]
     return _arm(color, line, marker, label.format(v=value))
@@ -145,6 +151,7 @@ FAMILIES = {
     re.compile(r"N-(\d+)(-real|-gen0)?"): _pairs,
     re.compile(r"pool-(\d+)([a-j]?)"): _pool,
     re.compile(rf"({'|'.join(POPULATIONS)})-(\d+)"): _population,
+    re.compile(r"late-(\d+)"): _late,
     re.compile(r"(.+) as one"): _as_one,
     re.compile(r"(recursive|real|gen0)-(lr-half|lr-double)"): _repeat,
     FURTHER: _repeat,
@@ -187,6 +194,18 @@ ARM_STYLE = _Styles(
         "accumulate": _arm("#1B7F6B", "-", "h", "accumulate"),
         "accumulate-synthetic": _arm("#C75B9B", (0, (8, 1)), "d", "accumulate, synthetic only"),
         "subsample": _arm("#857800", (0, (3, 1, 1, 1, 1, 1)), "8", "accumulate, subsample"),
+        "always": _arm("#1B7F6B", "-", "D", "remedy always"),
+        "on-alarm": _arm("#6A51A3", (0, (8, 1)), "*", "remedy on alarm"),
+        "on-alarm-matched": _arm("#8E7CC3", (0, (1.5, 1)), "*", "on alarm, matched decoding"),
+        "on-alarm-labels": _arm("#E377C2", (0, (4, 2)), "X", "on alarm: frozen labels"),
+        "on-alarm-budget": _arm("#4E6B00", (0, (2, 1, 1, 1)), "H", "on alarm: decoding budget"),
+        "on-alarm-pool": _arm("#12828C", (0, (10, 1.5)), "P", "on alarm: one pool"),
+        "total-early": _arm("#D1495B", (0, (6, 1)), "<", "all real pairs early"),
+        "total-evenly": _arm("#7A5195", (0, (3, 1)), "d", "all real pairs evenly"),
+        "total-late": _arm("#5B2333", (0, (1, 1)), ">", "all real pairs late"),
+        "apart": _arm("#B5707F", "-", "h", "several, apart"),
+        "real-apart": _arm("#7FB8DA", (0, (2.5, 1)), "p", "several, real data"),
+        "gen0-apart": _arm("#B5A06A", (0, (6, 1, 1, 1, 1, 1)), "8", "several, generation-0 data"),
         "world": _arm("#333333", (0, (1, 1.6)), "", "real against real, 95% of new sets"),
         "vae": _arm("#777777", (0, (3, 1.5, 1, 1.5)), "", "real through the autoencoder"),
     }
@@ -213,6 +232,7 @@ STYLE = {
     **sns.axes_style("ticks"),
     "font.family": "DejaVu Sans",  # comes with matplotlib, so it is the same on every machine
     "font.size": 7.5,
+    "text.parse_math": False,  # a caption may have a dollar in it
     "axes.titlesize": 8,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",

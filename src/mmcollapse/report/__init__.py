@@ -1,5 +1,5 @@
-"""The static site of a run: verdicts, gates, figures, executed notebooks and provenance, opened from a folder without a
-server or a network."""
+"""The static site of a run: verdicts, gates, figures, executed notebooks, provenance, limits and the reference of the
+package, opened from a folder without a server or a network."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mmcollapse import claims, stats
 from mmcollapse.disk import remove
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.figures import FIGURES
+from mmcollapse.report.api import as_html, names, reference
 from mmcollapse.report.found import (
     TEMPLATES,
     Experiment,
@@ -28,6 +29,7 @@ from mmcollapse.settings import ROOT, Settings
 from mmcollapse.verdicts import differing
 
 CARD, LICENCE = ROOT / "data" / "README.md", ROOT / "data" / "LICENSE"
+LIMITS = ROOT / "LIMITS.md"
 MARK = '<meta name="generator" content="mmcollapse report">'  # says that a folder is a site, which may be replaced
 OVERVIEW = ("07_claims_overview", "07_claims_verdicts")  # the first page shows the first of these that is there
 
@@ -72,7 +74,7 @@ def _write(folder: Path, settings: Settings, experiments: list[Experiment]) -> l
         (folder / name).mkdir(parents=True)
     for name, record in records.items():
         (folder / "records" / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    for path in [TEMPLATES / "style.css", LICENCE]:
+    for path in [TEMPLATES / "style.css", TEMPLATES / "api.js", LICENCE]:
         shutil.copyfile(path, folder / path.name)
     for path in [path for figure in figures.values() for path in figure.files]:
         shutil.copyfile(path, folder / "figures" / path.name)
@@ -102,5 +104,9 @@ def _write(folder: Path, settings: Settings, experiments: list[Experiment]) -> l
             write(f"notebook-{e.name}.html", "notebook.html", experiment=e, body=notebook(e.notebook, links))
     common, own = split_settings(records)
     write("provenance.html", "provenance.html", common=common, own=own, warnings=differing(results))
-    write("data.html", "data.html", body=card(CARD, links))
+    write("data.html", "text.html", title="Data card: weights and result tables", body=card(CARD, links))
+    write("limits.html", "text.html", title="Limits and intended use", body=card(LIMITS, links))
+    modules = reference()
+    public = names(modules)
+    write("api.html", "api.html", modules=modules, told=lambda entry: as_html(entry, public))
     return pages

@@ -75,6 +75,7 @@ class Claim:
 
     @property
     def kind(self) -> str:
+        """Of KINDS that with which the verdict begins, or "no verdict"."""
         return next((kind for kind in KINDS if self.verdict.startswith(kind)), "no verdict")
 
 
@@ -90,6 +91,7 @@ def read_record(path: Path) -> dict:
 
 
 def find_experiment(name: str, settings: Settings) -> Experiment:
+    """What there is of the experiment of that name. MMCollapseError: a file beside its table or figures is damaged."""
     results, source = settings.results_folder, ROOT / "notebooks" / f"{name}.ipynb"
     title = UNTITLED.get(name, name)
     if source.is_file():

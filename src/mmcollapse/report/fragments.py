@@ -1,4 +1,4 @@
-"""Text made elsewhere as a part of a page: executed notebooks and the data card."""
+"""Text made elsewhere as a part of a page: executed notebooks, the data card, the limits."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ ATTRIBUTES = {"class", "colspan", "rowspan", "start", "alt"}
 EMPTY = {"br", "hr", "img"}
 DROPPED = {"script", "style", "iframe", "object", "svg", "math", "template"}
 
+# Texts of the repository, by their path from its root or from data/: where the site has them.
+PAGES = {"LICENSE": "LICENSE", "data/LICENSE": "LICENSE", "data/README.md": "data.html", "LIMITS.md": "limits.html"}
+
 
 class Links:
     """Where the links and pictures of a text lead in the site. home: page of a figure; notebooks: those with a page."""
@@ -35,7 +38,7 @@ class Links:
         path = PurePosixPath(unquote(urlsplit(target).path))
         if path.suffix == ".ipynb" and path.stem in self.notebooks:
             return f"notebook-{path.stem}.html"
-        return "LICENSE" if target == "LICENSE" else self.home.get(path.stem, "")
+        return PAGES.get(str(path)) or self.home.get(path.stem, "")
 
     def picture(self, source: str) -> dict[str, str]:
         """Attributes of an embedded picture; one that is a figure is taken from there, with its description; {} if it
@@ -94,6 +97,7 @@ def _lower(tag: str) -> str:
 
 
 def clean(text: str, links: Links) -> str:
+    """HTML of anybody as a part of a page: nothing in it runs, loads from elsewhere or leads nowhere."""
     part = _Part(links)
     part.feed(text)
     part.close()

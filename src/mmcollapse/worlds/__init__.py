@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -19,18 +20,25 @@ class Batch:
     keys: list[str]
 
 
-def open_world(name: str, data: str | None = None):
-    """The world called `name`: "scenes" (no data needed) or "photos" (`data` is the user's folder)."""
+def open_world(
+    name: str, data: str | Path | None = None, image_size: int = 64, layout: str = "", on_bad: str = "refuse"
+):
+    """The world called `name`: "scenes" (no data needed) or "photos" (`data` is the folder; the rest as `Photos` says).
+    MMCollapseError: there is no such world, it lacks its data, or it has no pictures of `image_size` pixels a side."""
     from mmcollapse.errors import MMCollapseError
 
     if name == "scenes":
         from mmcollapse.worlds.scenes import Scenes
 
+        if image_size != Scenes.image_size:
+            raise MMCollapseError(
+                f"setting image_size={image_size}: pictures of the world 'scenes' have {Scenes.image_size} pixels"
+            )
         return Scenes()
     if name == "photos":
         from mmcollapse.worlds.photos import Photos
 
         if not data:
             raise MMCollapseError("world='photos' needs data: the folder of your pictures and captions (DATA=folder)")
-        return Photos(data)
+        return Photos(data, image_size, on_bad, layout=layout)
     raise MMCollapseError(f"world={name!r}: allowed are 'scenes' and 'photos'")

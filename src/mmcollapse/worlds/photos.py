@@ -177,6 +177,23 @@ class Photos:
         return pixels
 
 
+def roles(own: int, held: int = 0) -> dict[str, int]:
+    """How many pictures each role has of `own`; with published splits of `own` in train and restval, and of `held` in
+    test and val."""
+    shares = {role: share for role, share in SHARES.items() if role != "test" or not held}
+    sizes = {role: stop - start for role, (start, stop) in _spans(shares, own).items()}
+    return sizes | {"test": held} if held else sizes
+
+
+def planned_roles(folder: str | Path, layout: str = "") -> dict[str, int]:
+    """How many pictures each role of a folder will have at most, by its captions alone: no picture is opened.
+    MMCollapseError: the folder has no captions, or none in that layout."""
+    found = Found(Path(folder), layout)
+    files = [file for file, captions in found.captions.items() if captions]
+    held = sum(found.splits[file] in ("test", "val") for file in files) if found.splits else 0
+    return roles(len(files) - held, held)
+
+
 def _divide(keys: list[str], published: dict[str, str]) -> tuple[list[str], dict[str, tuple[int, int]]]:
     """The keys in the order of the roles, and where each role begins and ends; see the module's text. published: the
     split of each key, if there are any."""
