@@ -61,6 +61,15 @@ def test_side_by_side_is_one_by_one_even_if_a_worker_dies(done, smoke, tmp_path)
     assert samples(folder, tmp_path) == samples(smoke.folder, tmp_path)
 
 
+def test_a_notebook_runs_its_chains_side_by_side(smoke, tmp_path):
+    """In a kernel, on a store where all is there to be looked up."""
+    some = ["--only", EXPERIMENT, "--runs", str(smoke.folder / "runs"), "--results", str(tmp_path / "results")]
+    command = [sys.executable, "-m", "mmcollapse", "run", "--profile", "smoke", *some, "--set", "workers=2"]
+    run = subprocess.run([*command, "--figures", str(tmp_path / "figures")], text=True, capture_output=True)
+    assert run.returncode == 0 and "[10/10] 04_relabeling generator and captioner " in run.stdout, run.stdout
+    pd.testing.assert_frame_equal(table(tmp_path), table(smoke.folder))
+
+
 def test_what_earlier_runs_have_is_taken_over(done, tmp_path):
     """All but one arm: that alone is run, and the one whose errors it copies."""
     before, again = done[0], tmp_path / "again"

@@ -415,9 +415,18 @@ class Run:
 
 
 def run_experiment(experiment: str, settings: Settings) -> pd.DataFrame:
-    """Run (or resume) every chain of `experiment`, one by one, and write RESULTS/<experiment>.parquet, .samples.parquet
-    and .json. A chain that fails is named and the others go on; the error is raised at the end."""
+    """Run (or resume) every chain of `experiment`, one by one or as many at once as the settings say, and write
+    RESULTS/<experiment>.parquet, .samples.parquet and .json. A chain that fails is named and the others go on; the
+    error is raised at the end."""
     run = Run(experiment, settings)
+    if settings.workers != 1 or settings.scheduler:
+        from mmcollapse.pool import at_once, open_pool
+        from mmcollapse.study import run_chains  # here, for it imports this module
+
+        gpu = settings.resolved_device() == "cuda"
+        with open_pool(settings.workers or at_once(gpu), gpu, scheduler=settings.scheduler) as pool:
+            run_chains({experiment: run}, pool)
+        return run.finish()
     progress = Progress(len(run.todo), settings.generations)
     run.study.say = progress.stage
     progress.stage("world", 0, "measuring")

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 
 from mmcollapse.errors import MMCollapseError, StoreFull
 
@@ -148,12 +149,14 @@ def open_pool(workers: int, gpu: bool, minutes: float = 0.0, scheduler: str = ""
                 threads_per_worker=1,
                 local_directory=place,
                 preload=["mmcollapse.experiment"],  # takes as long to import as some generations to run
-                dashboard_address=None,
+                dashboard_address=":0" if find_spec("bokeh") else None,  # which is what draws it
                 memory_limit=0,
                 silence_logs="ERROR",
                 env={"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "OMP_WAIT_POLICY": "passive"},
             )
             client = stack.enter_context(Client(stack.enter_context(cluster)))
+        if link := client.dashboard_link if find_spec("bokeh") else "":
+            print(f"the workers at work: {link}", flush=True)
         yield Pool(client, until)
 
 

@@ -96,6 +96,8 @@ class Settings:
     device: str = "cpu"  # "cpu", "cuda" or "auto"
     dtype: str = "float32"  # of the computing: "float32" or "bfloat16"; weights are float32
     compute_batch: int = 64  # samples made at once
+    workers: int = 1  # chains at once, each in a process of its own (dask); 0: one a core, on a GPU a few
+    scheduler: str = ""  # address of a dask scheduler whose workers run the chains; "" is this machine
 
     def __post_init__(self):
         kinds = {"str": str, "int": int, "float": float}
@@ -193,6 +195,7 @@ _RANGES = {
     "student_seeds": (0, 1000),
     "captions": (2, 10**5),
     "compute_batch": (1, 10**5),
+    "workers": (0, 10**4),
 }
 _CHOICES = {
     "world": ("scenes", "photos"),

@@ -85,6 +85,6 @@ def _other_settings(name: str, settings: Settings) -> list[str]:
         "figures",
         "device",
     }
-    aside |= {"world", "keep_weights", "keep_pictures", "train_batch", "checkpointing"}
+    aside |= {"world", "keep_weights", "keep_pictures", "train_batch", "checkpointing", "workers", "scheduler"}
     other = [f"{k} {then[k]} (now {now[k]})" for k in now if k not in aside and k in then and then[k] != now[k]]
     return [f"  the table was made with other settings: {', '.join(other)}"] if other else []

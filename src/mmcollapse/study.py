@@ -27,7 +27,19 @@ def run_study(settings: dict[str, Settings], pool: Pool, before: Path | None = N
     for run in runs.values():
         done = len(run.chains) - len(run.todo)
         print(f"{run.experiment}: {len(run.chains)} chains, {done} of them done by earlier runs", flush=True)
-    progress = Progress(sum(len(run.todo) for run in runs.values()), max(s.generations for s in settings.values()))
+    run_chains(runs, pool)
+    for run in runs.values():
+        try:
+            run.finish()
+        except MMCollapseError as error:
+            problems.append(str(error))
+            print(f"mmcollapse: {error}", file=sys.stderr)
+    return problems
+
+
+def run_chains(runs: dict[str, Run], pool: Pool):
+    """Run what is left of `runs`, in that order, many chains at once, with a line for each as it ends."""
+    progress = Progress(sum(len(run.todo) for run in runs.values()), max(r.settings.generations for r in runs.values()))
     written, changed = time.monotonic(), set()
     with ThreadPoolExecutor(1) as aside:  # real against real, while the workers are at the chains
         worlds = [aside.submit(run.measure_world) for run in runs.values()]
@@ -43,13 +55,6 @@ def run_study(settings: dict[str, Settings], pool: Pool, before: Path | None = N
                 written, changed = time.monotonic(), set()
         for world in worlds:
             world.result()
-    for run in runs.values():
-        try:
-            run.finish()
-        except MMCollapseError as error:
-            problems.append(str(error))
-            print(f"mmcollapse: {error}", file=sys.stderr)
-    return problems
 
 
 def alarms(run: Run, done: Done) -> list[str]:
