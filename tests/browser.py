@@ -39,8 +39,9 @@ class Browser:
     def ask(self, method: str, **parameters):
         self.asked += 1
         self.socket.send(json.dumps({"id": self.asked, "method": method, "params": parameters}))
-        while (answer := json.loads(self.socket.recv())).get("id") != self.asked:
-            self.events.append(answer)
+        asked = self.asked
+        while (answer := json.loads(self.socket.recv())).get("id") != asked:
+            self._note(answer)
         assert "error" not in answer, answer
         return answer["result"]
 
@@ -51,7 +52,15 @@ class Browser:
         self.ask("Emulation.setDeviceMetricsOverride", **phone)
         self.ask("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
-            self.events.append(json.loads(self.socket.recv()))
+            self._note(json.loads(self.socket.recv()))
+
+    def _note(self, told: dict):
+        if told.get("method") == "Page.javascriptDialogOpening":  # a page that asks whether it may be left: it may
+            self.asked += 1
+            leave = {"method": "Page.handleJavaScriptDialog", "params": {"accept": True}}
+            self.socket.send(json.dumps({"id": self.asked} | leave))
+        elif "method" in told:
+            self.events.append(told)
 
     def value(self, script: str):
         answer = self.ask("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)

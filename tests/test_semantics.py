@@ -48,10 +48,8 @@ SOURCES = {
         ),
         *(f"mmcollapse.models.generator.{n}" for n in GENERATORS),
         "mmcollapse.models.captioner._GumbelMax",
-        *(
-            f"mmcollapse.models.captioner.Captioner.{n}"
-            for n in ("make", "_made", "write", "_next_token", "ends", "words")
-        ),
+        *(f"mmcollapse.models.captioner.Captioner.{n}" for n in ("_made", "write", "_next_token", "ends", "words")),
+        "mmcollapse.models.captioner.Captioner.make",
     ],
     "weights": [
         *NAMES,
