@@ -684,6 +684,22 @@ def last_pictures(frame: pd.DataFrame, key_of: Callable, most: int = 6) -> tuple
     return pictures, {i: prompts[i] for i in numbers}, last, seed
 
 
+def arms_wall(source: Source, blocks: dict[str, dict[str, str]], note: str) -> Drawn:
+    """A wall of pictures of the last generation at guidance 1, a column an arm. blocks: by title, the labels of arms;
+    those that are not there are left out; note: with {last} and {n}."""
+    arms = [arm for block in blocks.values() for arm in block if arm not in ("world", "start")]
+    frame = source.samples("image", "guidance 1", arms)
+    if frame.empty:
+        return nothing("pictures")
+    pictures, prompts, last, seed = last_pictures(frame, by_arm)
+    there = {key for key, _ in pictures}
+    columns = {title: [(label, arm) for arm, label in block.items() if arm in there] for title, block in blocks.items()}
+    told = f"{note.format(last=last, n=len(prompts))}, seed {seed}; {source.about}."
+    figure = wall([(title, some) for title, some in columns.items() if some], pictures, prompts, told)
+    shown = {"modality": "image", "measurement": "guidance 1", "arm": ["world", *in_order(set(frame.arm) - {"world"})]}
+    return Drawn(figure, [shown | {"seed": [-1, seed], "generation": [0, last], "index": list(prompts)}], samples=True)
+
+
 def generations_wall(frame: pd.DataFrame, rows: dict[str, tuple], note: str, most: int = 2) -> Drawn:
     """A wall by generation: rows are chains (label -> arm and perhaps model), a block is one of `most` prompts, its
     columns the real picture and generations. frame: see Source.samples; note: with {n}, {seed}, {generations}."""

@@ -17,17 +17,15 @@ from mmcollapse.figures.house import (
     Drawn,
     Panel,
     Source,
-    by_arm,
+    arms_wall,
     estimate,
     every_arm,
     facts,
     first_upper,
     grid,
     handle,
-    last_pictures,
     legend,
     level,
-    nothing,
     over,
     plain_arms,
     right_and_varied,
@@ -35,7 +33,6 @@ from mmcollapse.figures.house import (
     say,
     scalars,
     sheet,
-    wall,
 )
 from mmcollapse.figures.styles import ARM_STYLE, LETTERS, in_order
 from mmcollapse.intervention import CONTROLS, NEVER, PER, of_sets, since
@@ -221,32 +218,17 @@ def _every_arm(source: Source) -> Drawn:
 
 
 def _wall(source: Source) -> Drawn:
-    """Pictures of the last generation, a column an arm."""
-    late = _late(source)
-    arms = ["recursive", *late, "on-alarm", "always", *OTHERS, *TOTALS, "gen0", "real"]
-    frame = source.samples("image", "guidance 1", arms)
-    if frame.empty:
-        return nothing("pictures")
-    pictures, prompts, last, seed = last_pictures(frame, by_arm)
-    there = {key for key, _ in pictures}
-
-    def block(title: str, names: dict) -> list:
-        columns = [(label, arm) for arm, label in names.items() if arm in there]
-        return [(title, columns)] if columns else []
-
-    blocks = block("Before", {"world": "real", "start": "base"})
-    when = {"recursive": "never"} | {arm: f"from {arm.removeprefix('late-')}" for arm in reversed(late)}
-    blocks += block("A quarter real pairs", when | {"on-alarm": "on\nalarm", "always": "always"})
-    blocks += block("On alarm", dict(zip(OTHERS, ("labels", "budget"), strict=True)))
-    blocks += block("One total", dict(zip(TOTALS, ("early", "evenly", "late"), strict=True)))
-    blocks += block("Controls", {"gen0": "generation-\n0 data", "real": "real\ndata"})
+    when = {"recursive": "never"} | {arm: f"from {arm.removeprefix('late-')}" for arm in reversed(_late(source))}
+    blocks = {"Before": {"world": "real", "start": "base"}}
+    blocks["A quarter real pairs"] = when | {"on-alarm": "on\nalarm", "always": "always"}
+    blocks["On alarm"] = dict(zip(OTHERS, ("labels", "budget"), strict=True))
+    blocks["One total"] = dict(zip(TOTALS, ("early", "evenly", "late"), strict=True))
+    blocks["Controls"] = {"gen0": "generation-\n0 data", "real": "real\ndata"}
     note = (
-        f"Pictures after {last} generations by when the remedy came, at guidance 1: a row is one test prompt, the same "
-        f"noise everywhere. Base: generation 0. n = {len(prompts)} prompts, seed {seed}; {source.about}."
+        "Pictures after {last} generations by when the remedy came, at guidance 1: a row is one test prompt, the same "
+        "noise everywhere. Base: generation 0. n = {n} prompts"
     )
-    figure = wall(blocks, pictures, prompts, note)
-    shown = {"modality": "image", "measurement": "guidance 1", "arm": ["world", *in_order(set(frame.arm) - {"world"})]}
-    return Drawn(figure, [shown | {"seed": [-1, seed], "generation": [0, last], "index": list(prompts)}], samples=True)
+    return arms_wall(source, blocks, note)
 
 
 FIGURES = {"curves": _curves, "switch": _by_switch, "unit": _by_unit, "arms": _every_arm, "wall": _wall}

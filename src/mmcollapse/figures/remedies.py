@@ -12,13 +12,12 @@ from mmcollapse.figures.house import (
     Drawn,
     Panel,
     Source,
-    by_arm,
+    arms_wall,
     every_arm,
     facts,
     generations_wall,
     grid,
     handle,
-    last_pictures,
     legend,
     level,
     nothing,
@@ -33,10 +32,9 @@ from mmcollapse.figures.house import (
     scalars,
     sheet,
     ticks_at,
-    wall,
     y_axis,
 )
-from mmcollapse.figures.styles import ARM_STYLE, LETTERS, REFERENCES, SHARES, in_order
+from mmcollapse.figures.styles import ARM_STYLE, LETTERS, REFERENCES, SHARES
 
 KEPT = ("recursive", "accumulate", "subsample", "accumulate-synthetic")
 CONTROLS = ("real", "gen0")
@@ -197,30 +195,15 @@ def _usual(source: Source) -> int:
 
 
 def _wall(source: Source) -> Drawn:
-    """Pictures of the last generation, a column an arm."""
-    arms = [*KEPT, *_shares(source).values(), "gen0", "real"]
-    frame = source.samples("image", "guidance 1", arms)
-    if frame.empty:
-        return nothing("pictures")
-    pictures, prompts, last, seed = last_pictures(frame, by_arm)
-    there = {key for key, _ in pictures}
-
-    def block(title: str, names: dict) -> list:
-        columns = [(label, arm) for arm, label in names.items() if arm in there]
-        return [(title, columns)] if columns else []
-
-    blocks = block("Before", {"world": "real", "start": "base"})
     kept = ("replace", "accumulate", "sub-\nsample", "synthetic\nonly")
-    blocks += block("Keeping", dict(zip(KEPT, kept, strict=True)))
-    blocks += block("Real pairs", {arm: f"{v:g}%" for v, arm in _shares(source).items()})
-    blocks += block("Controls", {"gen0": "generation-\n0 data", "real": "real\ndata"})
+    blocks = {"Before": {"world": "real", "start": "base"}, "Keeping": dict(zip(KEPT, kept, strict=True))}
+    blocks["Real pairs"] = {arm: f"{v:g}%" for v, arm in _shares(source).items()}
+    blocks["Controls"] = {"gen0": "generation-\n0 data", "real": "real\ndata"}
     note = (
-        f"Pictures after {last} generations under each remedy, at guidance 1: a row is one test prompt, the same noise "
-        f"everywhere. Base: generation 0. n = {len(prompts)} prompts, seed {seed}; {source.about}."
+        "Pictures after {last} generations under each remedy, at guidance 1: a row is one test prompt, the same noise "
+        "everywhere. Base: generation 0. n = {n} prompts"
     )
-    figure = wall(blocks, pictures, prompts, note)
-    shown = {"modality": "image", "measurement": "guidance 1", "arm": ["world", *in_order(set(frame.arm) - {"world"})]}
-    return Drawn(figure, [shown | {"seed": [-1, seed], "generation": [0, last], "index": list(prompts)}], samples=True)
+    return arms_wall(source, blocks, note)
 
 
 FIGURES = {
