@@ -68,6 +68,7 @@ class Progress:
         self.bar = tqdm(total=self.total, unit="generation", disable=not self.live)
 
     def stage(self, chain: str, generation: int, stage: str):
+        """A stage of a generation begins: in the bar, or as a line with the time that is left."""
         self.bar.set_postfix_str(f"{chain}, generation {generation}: {stage}")
         if not self.live:
             spent = time.monotonic() - self.start
@@ -236,6 +237,7 @@ class Chain:
 
     @property
     def name(self) -> str:
+        """For people: roles, arm and seed."""
         return f"{self.protocol.name} seed {self.seed}"
 
 
@@ -345,6 +347,7 @@ class Run:
         self.world, self.stages = None, {"measuring": 0.0}  # seconds, summed over chains
 
     def measure_world(self):
+        """Measure real data, unless an earlier run has done so, and tell which alarms cannot sound."""
         if not self.known.has_world and self.world is None:
             began = time.monotonic()
             self.world = measure_world(self.study, self.tools)
@@ -353,6 +356,7 @@ class Run:
             print(f"{self.experiment}: {told}", flush=True)
 
     def add(self, done: Done):
+        """Take in what a chain leaves."""
         self.dones.append(done)
         if told := switch_in_words(done):
             print(told, flush=True)
@@ -369,6 +373,7 @@ class Run:
 
     @property
     def failures(self) -> list[str]:
+        """What ended chains early, a line each."""
         return [done.failure for done in self.dones if done.failure]
 
     def write(self) -> pd.DataFrame:

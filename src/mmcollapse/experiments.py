@@ -34,6 +34,7 @@ def gen0(role: str, arm: str = "gen0", **changes) -> Protocol:
 
 
 def controls(role: str, **changes) -> list[Protocol]:
+    """*real* and *gen0* of a role, with the same `changes`."""
     return [real(role, **changes), gen0(role, **changes)]
 
 

@@ -60,10 +60,13 @@ class Asked:
 
     @classmethod
     def of(cls, texts: list[str]) -> Asked:
+        """Prompts that are at hand."""
         return cls(texts, lambda: texts)
 
     @classmethod
     def captions(cls, pairs: Pairs, rows: np.ndarray) -> Asked:
+        """The captions of some rows of `pairs` as prompts."""
+
         def some():
             texts = pairs.open()[1]
             return [texts[i] for i in rows]
@@ -135,6 +138,7 @@ class Study:
                 self.store.prune(item)
 
     def image_decoding(self, changes: tuple = ()) -> ImageDecoding:
+        """Of training data: as the settings have it, with `changes` ((name, value), ...) on top."""
         s = self.settings
         return ImageDecoding(**{"steps": s.data_steps, "guidance": s.data_guidance} | dict(changes))
 

@@ -118,6 +118,7 @@ class SharedStore(Store):
     together, and the first puts it there."""
 
     def make(self, kind: str, inputs: Mapping, maker) -> Item:
+        """As `Store.make`, by all processes together."""
         name = item_name(kind, inputs)
 
         def there() -> bool:
@@ -129,6 +130,7 @@ class SharedStore(Store):
         return Item(self, self._read(name), maker)
 
     def prune(self, item: Item, keep=()) -> bool:
+        """As `Store.prune`, once all processes have come here."""
         _state.wait_for_everyone()  # one of them may still be reading
         return self._first(lambda: super(SharedStore, self).prune(item, keep))
 

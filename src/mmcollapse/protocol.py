@@ -133,6 +133,7 @@ class Protocol:
 
     @property
     def modalities(self) -> tuple[str, ...]:
+        """ "image" of generators, "text" of captioners, in the order of `roles`."""
         return tuple(MODALITY[role] for role in self.roles)
 
     @property

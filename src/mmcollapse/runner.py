@@ -210,9 +210,11 @@ class Job:
             self.unwritten = f"its log could not be written ({error})"
 
     def ended(self) -> bool:
+        """Whether the process has ended and all its lines have come."""
         return not self.reader.is_alive() and self.child.poll() is not None
 
     def outcome(self) -> Outcome:
+        """What came of it; waits for its end."""
         code, folder = self.child.wait(), self.settings.results_folder
         problem = (self.last or f"the process ended with {code} and said nothing") if code else self.unwritten
         places = (folder, self.settings.figures_folder)

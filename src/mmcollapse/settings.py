@@ -134,6 +134,7 @@ class Settings:
 
     @property
     def models_folder(self) -> Path:
+        """Where base models lie."""
         return Path(self.models) if self.models else ROOT / "data" / "models" / self.world
 
     def model_folder(self, name: str) -> Path:
@@ -145,18 +146,22 @@ class Settings:
 
     @property
     def instruments_folder(self) -> Path:
+        """Where inception/, clip/ and dino/ lie."""
         return Path(self.instruments) if self.instruments else ROOT / "data" / "models" / "instruments"
 
     @property
     def runs_folder(self) -> Path:
+        """The store."""
         return Path(self.runs) if self.runs else ROOT / "runs"
 
     @property
     def results_folder(self) -> Path:
+        """Where tables, samples and executed notebooks go."""
         return Path(self.results) if self.results else ROOT / "data" / "results" / self.profile
 
     @property
     def figures_folder(self) -> Path:
+        """Where figures go."""
         return Path(self.figures) if self.figures else ROOT / "figures" / self.profile
 
     def resolved_device(self) -> str:

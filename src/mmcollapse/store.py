@@ -78,6 +78,7 @@ class Store:
         self._swept = False
 
     def folder(self, name: str) -> Path:
+        """Where the thing of that name lies, or would."""
         return self.root / name.split("-")[0] / name
 
     def make(self, kind: str, inputs: Mapping, maker: Maker) -> Item:

@@ -65,10 +65,12 @@ class Source:
 
     @property
     def table_path(self) -> Path:
+        """The result table."""
         return self.folder / f"{self.experiment}.parquet"
 
     @property
     def samples_path(self) -> Path:
+        """The kept samples, which may not be there."""
         return self.folder / f"{self.experiment}.samples.parquet"
 
     def files(self, samples: bool) -> list[Path]:
@@ -617,10 +619,12 @@ def spread(values: Iterable[int], most: int) -> list[int]:
 
 
 def pixels(picture: dict) -> np.ndarray:
+    """A picture (size, size, 3) uint8 from the bytes of its file."""
     return np.asarray(Image.open(io.BytesIO(picture["bytes"])).convert("RGB"))
 
 
 def nothing(what: str) -> Drawn:
+    """A figure that says that there is nothing of this kind to show."""
     figure = Figure(figsize=(WIDTH, 1.5))
     say(figure.subplots(), f"nothing to show: this run kept no {what}")
     return Drawn(figure, [], samples=True)

@@ -36,6 +36,7 @@ TRAINED = ("recursive", "real", "gen0")
 
 
 def image_panels(guidance: str) -> list[Panel]:
+    """What is shown of pictures made at this guidance."""
     what = {"modality": "image", "measurement": guidance, "arms": TRAINED}
     lower = "(lower = less varied)"
     return [

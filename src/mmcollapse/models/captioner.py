@@ -186,6 +186,7 @@ class Captioner:
             )
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """Name -> parameter of what training moves."""
         return trainable(self.model)
 
     def pixels(self, images: torch.Tensor) -> torch.Tensor:
@@ -239,6 +240,7 @@ class Captioner:
         return (batch["labels"][:, 1:] != -100).sum()
 
     def draw(self, n: int, g: torch.Generator) -> dict[str, torch.Tensor]:
+        """The random inputs of a training step of n pairs."""
         return {}  # teacher forcing needs no random input
 
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -176,6 +176,7 @@ class DiffusersGenerator:
             self.denoiser.enable_gradient_checkpointing()
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """Name -> parameter of what training moves."""
         return trainable(self.denoiser)
 
     def _autocast(self):
@@ -232,6 +233,7 @@ class DiffusersGenerator:
         return self.fitting.setdefault(f"{n} {what}", AtOnce(n, what, "compute_batch"))
 
     def draw(self, n: int, g: torch.Generator) -> dict[str, torch.Tensor]:
+        """The random inputs of a training step of n pairs, see `noise_draws`."""
         return self.draws(n, g, self.shape, self.noising.config.num_train_timesteps)
 
     @staticmethod
@@ -240,6 +242,7 @@ class DiffusersGenerator:
         return len(batch["latents"])
 
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Mean squared error of what the denoiser predicts, captions dropped where `drop` says so."""
         dropped = batch["drop"] < P_DROP
         told = {
             name: torch.where(dropped.view(-1, *[1] * (null.ndim - 1)), null, batch[name])

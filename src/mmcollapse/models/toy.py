@@ -29,6 +29,7 @@ class Gaussian:
         """Nothing to choose: both parameters are trained."""
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """Both parameters, by name."""
         return {"mean": self.mean, "log_std": self.log_std}
 
     @torch.no_grad()
@@ -38,6 +39,7 @@ class Gaussian:
         return x.numpy().view(np.uint8).reshape(len(captions), SIDE, SIDE, 3)
 
     def encode(self, images: np.ndarray, captions: list[str]) -> dict[str, torch.Tensor]:
+        """Samples x (n, 768) float32 from the bytes of toy pictures."""
         return {"x": torch.from_numpy(np.ascontiguousarray(images).reshape(len(images), -1).view(np.float32).copy())}
 
     def draw(self, n: int, g: torch.Generator) -> dict[str, torch.Tensor]:
@@ -45,6 +47,7 @@ class Gaussian:
 
     @staticmethod
     def size(batch: dict[str, torch.Tensor]) -> int:
+        """Of samples, over which `loss` is a mean."""
         return len(batch["x"])
 
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
