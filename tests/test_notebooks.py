@@ -92,6 +92,11 @@ def test_a_notebook_makes_its_files(name, smoke):
     assert min(stages[2:] if name in WITH_ARMS else stages[3:]) > 0
 
 
+def test_every_stage_is_timed_where_its_work_is_done(smoke):
+    rows = [re.search(rf" {name} +(.*)", smoke.output)[1].split() for name in WITH_ARMS]
+    assert all(sum(float(row[k]) for row in rows) > 0 for k in range(4)), rows
+
+
 @pytest.mark.parametrize("name", WITH_ARMS)
 def test_a_table_is_complete_and_every_stage_was_told(name, smoke):
     settings, protocols = load_settings("smoke", name), smoke_arms(name)

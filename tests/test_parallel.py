@@ -9,10 +9,11 @@ import pytest
 
 from mmcollapse import parallel
 from mmcollapse.errors import MMCollapseError
-from mmcollapse.models.stand_ins import NAMES, stand_in
+from mmcollapse.models.stand_ins import SPACES, stand_in
 from mmcollapse.table import read_table
 from test_readme import photos
 
+GENERATOR, CAPTIONER = "CompVis/stable-diffusion-v1-4", "Salesforce/blip2-opt-2.7b"
 KEYS = ["arm", "seed", "generation", "measurement", "subset", "metric", "space", "model", "modality"]
 
 
@@ -20,12 +21,12 @@ KEYS = ["arm", "seed", "generation", "measurement", "subset", "metric", "space",
 def words(tmp_path_factory):
     """Of a study of stand-ins on photos, one arm of each role."""
     folder = tmp_path_factory.mktemp("several")
-    for name in (NAMES[0], NAMES[3], NAMES[4]):
+    for name in (GENERATOR, CAPTIONER, SPACES["clip"]):
         stand_in(name, folder / name)
     (folder / "instruments").mkdir()
-    (folder / "instruments" / "clip").symlink_to(folder / NAMES[4])
+    (folder / "instruments" / "clip").symlink_to(folder / SPACES["clip"])
     told = {"instruments": folder / "instruments", "spaces": "clip", "method": "lora", "rank": 2, "students": 0}
-    told |= {"generators": folder / NAMES[0], "captioners": folder / NAMES[3], "arms": "real,gen0", "generations": 1}
+    told |= {"generators": folder / GENERATOR, "captioners": folder / CAPTIONER, "arms": "real,gen0", "generations": 1}
     command = ["study", "--profile", "smoke", "--only", "01_variance", "--world", "photos"]
     command += ["--data", photos(folder / "photos")]
     return command + [word for name, value in told.items() for word in ("--set", f"{name}={value}")]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 
@@ -11,21 +12,22 @@ import torch
 
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.experiment import run_experiment
-from mmcollapse.memory import AtOnce
+from mmcollapse.full_size import full_size
+from mmcollapse.memory import AtOnce, Fitting
 from mmcollapse.models import load
 from mmcollapse.models.captioner import CaptionDecoding
 from mmcollapse.models.generator import ImageDecoding
-from mmcollapse.models.stand_ins import NAMES, stand_in
+from mmcollapse.models.stand_ins import NAMES, SPACES, stand_in
 from mmcollapse.randomness import gumbel, gumbel_rows, normal
+from mmcollapse.rates import read_rates
 from mmcollapse.settings import load_settings
 from mmcollapse.table import read_table
 from mmcollapse.train import Recipe, train
 from test_readme import photos
 
-SPACES = ("openai/clip-vit-base-patch32", "facebook/dinov2-base")
 CAPTIONERS = ("Salesforce/blip-image-captioning-base", "Salesforce/blip2-opt-2.7b")
 CAPTIONERS += ("microsoft/git-base-coco", "HuggingFaceM4/idefics-9b")
-GENERATORS = tuple(name for name in NAMES if name not in (*SPACES, *CAPTIONERS))
+GENERATORS = tuple(name for name in NAMES if name not in (*SPACES.values(), *CAPTIONERS))
 PROMPTS = ["a dog on the street", "two people in front of the red bus", "a cat with a table"]
 
 
@@ -261,7 +263,7 @@ def test_making_halves_its_batch_too(generator, captioner, pictures, monkeypatch
         again = model.make(given, decoding, keys(5), 5)
         same = whole == again if model is captioner else np.abs(whole.astype(int) - again).max() <= 1
         assert same and "setting compute_batch" in capsys.readouterr().err
-        model.fitting.clear()
+        model.fitting = Fitting()
 
 
 @pytest.mark.parametrize("name", GENERATORS + CAPTIONERS)
@@ -337,7 +339,7 @@ def settings(zoo, tmp_path_factory):
     """Of a run on photos with stand-ins, LoRA in bfloat16, in parts."""
     folder = tmp_path_factory.mktemp("photos")
     (folder / "instruments").mkdir()
-    for short, name in zip(("clip", "dino"), SPACES, strict=True):
+    for short, name in SPACES.items():
         (folder / "instruments" / short).symlink_to(zoo[name])
     told = {"world": "photos", "data": photos(folder / "data"), "instruments": str(folder / "instruments")}
     told |= {"generators": ",".join(str(zoo[n]) for n in GENERATORS[:2]), "spaces": "clip,dino", "grid_pairs": "4,8"}
@@ -388,6 +390,21 @@ def test_a_killed_chain_resumes_where_it_stopped(settings, tmp_path, monkeypatch
     order = ["arm", "seed", "generation", "measurement", "subset", "metric", "space", "model"]
     ours, theirs = (t.sort_values(order, ignore_index=True) for t in tables)
     assert (ours.hash == theirs.hash).all() and ours.value.equals(theirs.value)
+
+
+@pytest.mark.parametrize("profile", ["single-gpu", "paper"])
+def test_profiles_are_measured_from_making_to_a_whole_generation(profile, tmp_path, capfd):
+    """The very script that measures full size, on small ones; every rate that a plan asks for is in the table."""
+    own = load_settings(profile, device="cpu", image_size=64, compute_batch=2)
+    full_size(own, tmp_path, tmp_path / "rates.json", full=False, seconds=0.01)
+    said = capfd.readouterr().out
+    assert said.count("times as fast (wanted: ") == 4 and re.search(r"^  \d+ s in all", said, re.M), said
+    found = {(rate.model, rate.work) for rate in read_rates(tmp_path / "rates.json")}
+    generators, captioners = own.generators.split(",")[0], own.captioners.split(",")[0]
+    assert found == {(generators, work) for work in ("denoise", "decode", "train")} | {
+        *((captioners, work) for work in ("caption", "train")),
+        *((space, "look") for space in SPACES),
+    }
 
 
 def test_a_lora_of_another_kind_is_another_model(settings, tmp_path):

@@ -20,7 +20,7 @@ from mmcollapse.metrics.images import frechet
 from mmcollapse.models.captioner import CaptionDecoding
 from mmcollapse.models.generator import ImageDecoding
 from mmcollapse.pool import at_once, cores, open_pool
-from mmcollapse.rates import add_rates
+from mmcollapse.rates import RATES
 from mmcollapse.settings import Settings
 from mmcollapse.speedup import speedups
 from mmcollapse.store import Store
@@ -49,7 +49,7 @@ def bench(settings: Settings) -> None:
     if settings.world == "photos" and "/" in settings.generators:
         from mmcollapse.full_size import full_size
 
-        add_rates(full_size(settings, settings.runs_folder / "stand-ins"))
+        full_size(settings, settings.runs_folder / "stand-ins", RATES)
         return
     gpu = settings.resolved_device() == "cuda"
     with open_pool(at_once(gpu), gpu) as pool:

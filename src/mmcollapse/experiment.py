@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from safetensors import SafetensorError
 
 from mmcollapse import fetch
 from mmcollapse.alarms import Watch
@@ -164,11 +163,8 @@ def open_study(settings: Settings, protocols: Sequence[Protocol] = (), kept: dic
             place = settings.model_folder(name)
             try:
                 model = once(("model", place, *trained), partial(_open_model, place, device, settings))
-            except (MMCollapseError, OSError, ValueError, SafetensorError) as error:
-                why = str(error)
-                if not isinstance(error, MMCollapseError):  # of a library, about a part that is missing or damaged
-                    why = f"{place} cannot be opened ({' '.join(why.split())})"
-                raise MMCollapseError(f"setting {role}s={getattr(settings, f'{role}s')!r}: {why}") from error
+            except MMCollapseError as error:
+                raise MMCollapseError(f"setting {role}s={getattr(settings, f'{role}s')!r}: {error}") from error
             adapter = model.adapter
             if adapter.kind != role:
                 raise MMCollapseError(

@@ -32,9 +32,9 @@ from mmcollapse.metrics.spaces import open_space
 from mmcollapse.models import load
 from mmcollapse.models.captioner import CaptionDecoding
 from mmcollapse.models.generator import ImageDecoding
-from mmcollapse.models.stand_ins import NAMES, SOME, stand_in
+from mmcollapse.models.stand_ins import SOME, SPACES, stand_in
 from mmcollapse.protocol import ROLES
-from mmcollapse.rates import Rate
+from mmcollapse.rates import Rate, add_rates
 from mmcollapse.settings import Settings
 from mmcollapse.speedup import flops, peak_flops
 from mmcollapse.train import Recipe, train
@@ -49,15 +49,15 @@ WANTED = {  # times as fast, on one H100
 }
 
 
-def full_size(settings: Settings, folder: Path, full: bool = True, seconds: float = 20.0) -> list[Rate]:
-    """Print and return rates of the first generator and captioner of the settings, in their full size if `full`, with
-    stand-ins that are written to `folder` if they are not there. seconds: of each measurement, about.
-    MMCollapseError: there is no stand-in for one of them."""
+def full_size(settings: Settings, folder: Path, rates: Path, full: bool = True, seconds: float = 20.0):
+    """Print rates of the first generator and captioner of the settings, in their full size if `full`, and add each to
+    the table `rates` as soon as it is measured. Stand-ins are written to `folder` if they are not there. seconds: of
+    each measurement, about. MMCollapseError: there is no stand-in for one of them."""
     device, place = settings.resolved_device(), {}
     names = {role: listed(settings, f"{role}s")[0].partition("@")[0] for role in ROLES}
     folder = folder / ("full" if full else "shrunk")
     (instruments := folder / "instruments").mkdir(parents=True, exist_ok=True)
-    for name in (*names.values(), *NAMES[4:]):
+    for name in (*names.values(), *SPACES.values()):
         place[name] = folder / name
         if not (place[name] / "done").is_file():
             print(f"writing a stand-in for {name}", flush=True)
@@ -65,20 +65,19 @@ def full_size(settings: Settings, folder: Path, full: bool = True, seconds: floa
             (place[name] / "done").touch()
     print(f"{machine(device)}\nprofile {settings.profile}, {settings.dtype}, random weights", end=", ")
     print(f"{STEPS} steps, {WORDS} tokens\n")
-    at = _Bench(settings, device, seconds)
+    at = _Bench(settings, device, rates, seconds)
     at.generator(names["generator"], place[names["generator"]])
     at.captioner(names["captioner"], place[names["captioner"]])
-    for short, name in zip(("clip", "dino"), NAMES[4:], strict=True):
+    for short, name in SPACES.items():
         if not (instruments / short).exists():
             (instruments / short).symlink_to(place[name].absolute())
         at.space(short, instruments)
     at.generation(folder, place, names)
-    return at.rates
 
 
 class _Bench:
-    def __init__(self, settings: Settings, device: str, seconds: float):
-        self.settings, self.device, self.seconds, self.rates = settings, device, seconds, []
+    def __init__(self, settings: Settings, device: str, rates: Path, seconds: float):
+        self.settings, self.device, self.rates, self.seconds = settings, device, rates, seconds
         self.peak = peak_flops(settings)
         self.at = torch.cuda.get_device_name() if device == "cuda" else "cpu"
         self.source = f"make bench PROFILE={settings.profile}, {machine(device)}, {datetime.now(UTC):%Y-%m-%d}"
@@ -96,7 +95,7 @@ class _Bench:
             while time.perf_counter() - begun < self.seconds:
                 done += work()
                 self._wait()
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, MMCollapseError):  # see memory.AtOnce
             print(f"  {what:<18}{way:<8} does not fit in the memory of this GPU", flush=True)
             return 0.0
         pace = done / (time.perf_counter() - begun)
@@ -115,7 +114,8 @@ class _Bench:
 
     def rate(self, model: str, work: str, pace: float, batch: int, how: str):
         if pace:
-            self.rates.append(Rate(model, work, self.at, float(f"{1000 / pace:.3g}"), batch, how, self.source))
+            rate = Rate(model, work, self.at, float(f"{1000 / pace:.3g}"), batch, how, self.source)
+            add_rates([rate], self.rates)
 
     def _wait(self):
         if self.device == "cuda":
@@ -163,7 +163,7 @@ class _Bench:
         latents = torch.randn(n, *adapter.shape, device=self.device)
         decoded = self.pace("decoding", "ours", lambda: len(adapter.decode(latents)))
         self.rate(name, "decode", decoded, n, how)
-        if made:
+        if made and decoded:
             self.rate(name, "denoise", passes / (1 / made - 1 / decoded), n, f"{how}, batch {n}, compiled")
         self._fine_tuning(name, model, adapter.encode(_pictures(s.batch, side), _captions(s.batch)), how, operations)
 

@@ -14,6 +14,17 @@ from mmcollapse.errors import MMCollapseError
 Result = TypeVar("Result")
 
 
+class Fitting:
+    """How many things of each kind an adapter computes at once, remembered from call to call."""
+
+    def __init__(self):
+        self._known: dict[tuple, AtOnce] = {}
+
+    def __call__(self, what: str, n: int) -> AtOnce:
+        """n of them, or what this GPU was found to hold when n were asked for before."""
+        return self._known.setdefault((what, n), AtOnce(n, what, "compute_batch"))
+
+
 class AtOnce:
     """A number of things that are computed at once, which is halved when the GPU's memory does not hold them.
 

@@ -18,7 +18,7 @@ import torch
 
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.graphs import Recorded, castable, large, lowered, recording
-from mmcollapse.memory import AtOnce
+from mmcollapse.memory import Fitting
 from mmcollapse.models import add_lora, at_rest, folder_digest, opened, trainable
 from mmcollapse.parallel import in_shares
 from mmcollapse.randomness import gumbel, gumbel_rows
@@ -120,7 +120,7 @@ class Captioner:
         self.image_size = self.model.get_submodule(self.tower).config.image_size
         self.begin, self.end = self.ends()
         self.max_tokens = min(self.positions() - 2, LONGEST)  # a begin and an end token stand beside
-        self.large, self.fitting = large(self.model), {}
+        self.large, self.fitting = large(self.model), Fitting()
         self._next, self._seen = Recorded(self._next_token), Recorded(self._features)
         vision = getattr(self.processor, "image_processor", self.processor)
         self.mean = torch.tensor(vision.image_mean, device=device).view(1, 3, 1, 1)
@@ -227,12 +227,8 @@ class Captioner:
                 parts = [self.look(part.to(self.device)) for part in pictures.split(rows)]
             return torch.cat(parts)
 
-        seen = self._fitting("pictures to look at", 256)(looked)
+        seen = self.fitting("pictures to look at", 256)(looked)
         return {"looked": seen, "ids": ids.to(self.device), "labels": labels.to(self.device)}
-
-    def _fitting(self, what: str, n: int) -> AtOnce:
-        """How many are computed at once: n, or what this GPU was found to hold."""
-        return self.fitting.setdefault(f"{n} {what}", AtOnce(n, what, "compute_batch"))
 
     @staticmethod
     def size(batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -260,7 +256,7 @@ class Captioner:
         if decoding.max_tokens > self.max_tokens:
             raise MMCollapseError(f"max_tokens={decoding.max_tokens}: this captioner writes at most {self.max_tokens}")
         images, out = np.ascontiguousarray(images), []
-        fitting = self._fitting("pictures to caption", batch)
+        fitting = self.fitting("pictures to caption", batch)
         while (i := len(out)) < len(images):
             out += fitting(lambda n, i=i: self._made(images[i : i + n], decoding, keys[i : i + n]))
         return out

@@ -17,7 +17,7 @@ import torch
 
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.graphs import Recorded, castable, large, lowered, recording
-from mmcollapse.memory import AtOnce
+from mmcollapse.memory import Fitting
 from mmcollapse.models import add_lora, at_rest, folder_digest, opened, trainable
 from mmcollapse.parallel import in_shares
 from mmcollapse.randomness import normal
@@ -140,7 +140,7 @@ class DiffusersGenerator:
         self.shape = (config.in_channels, config.sample_size, config.sample_size)  # of the latents of a picture
         self.image_size = config.sample_size * self.pipe.vae_scale_factor  # pixels
         self._told: OrderedDict[tuple, dict] = OrderedDict()
-        self.fitting: dict[str, AtOnce] = {}
+        self.fitting = Fitting()
         self.large = large(self.denoiser)
         self._denoised = Recorded(self._denoise)
         self.nothing = self.no_caption()
@@ -221,16 +221,12 @@ class DiffusersGenerator:
                 latents.append((means - self._shift) * self.pipe.vae.config.scaling_factor)
             return torch.cat(latents)
 
-        return {"latents": self._fitting("pictures to encode", self._decoded)(encoded)} | self.conditions(captions)
+        return {"latents": self.fitting("pictures to encode", self._decoded)(encoded)} | self.conditions(captions)
 
     @property
     def _decoded(self) -> int:
         """Pictures that the VAE encodes or decodes at once."""
         return max(1, min(256, DECODED // self.image_size**2))
-
-    def _fitting(self, what: str, n: int) -> AtOnce:
-        """How many are computed at once: n, or what this GPU was found to hold."""
-        return self.fitting.setdefault(f"{n} {what}", AtOnce(n, what, "compute_batch"))
 
     def draw(self, n: int, g: torch.Generator) -> dict[str, torch.Tensor]:
         """The random inputs of a training step of n pairs, see `noise_draws`."""
@@ -256,7 +252,7 @@ class DiffusersGenerator:
         """Pictures (n, size, size, 3) uint8, one a caption. keys: names of the samples' noise (see randomness);
         `batch` changes speed and memory, never a picture (to within 1e-4 before rounding)."""
         out: list[np.ndarray] = []
-        fitting, made = self._fitting("pictures to make", min(batch, max(1, len(captions)))), 0
+        fitting, made = self.fitting("pictures to make", min(batch, max(1, len(captions)))), 0
         while made < len(captions):
             out.append(fitting(lambda n, i=made: self._made(captions[i : i + n], decoding, keys[i : i + n], n)))
             made += len(out[-1])

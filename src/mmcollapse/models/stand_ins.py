@@ -393,3 +393,4 @@ BUILDERS: dict[str, Callable[[Path, bool], None]] = {
     "HuggingFaceM4/idefics-9b": _idefics,
 }
 NAMES = tuple(BUILDERS)
+SPACES = {"clip": "openai/clip-vit-base-patch32", "dino": "facebook/dinov2-base"}  # by the names of feature spaces
