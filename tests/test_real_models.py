@@ -13,6 +13,7 @@ import torch
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.experiment import run_experiment
 from mmcollapse.full_size import full_size
+from mmcollapse.graphs import compile_blocks
 from mmcollapse.memory import AtOnce, Fitting
 from mmcollapse.models import load
 from mmcollapse.models.captioner import CaptionDecoding
@@ -110,6 +111,34 @@ def test_checkpointing_gives_the_same_gradients(zoo, pictures):
     assert any(getattr(m, "gradient_checkpointing", False) for m in model.denoiser.modules())
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ours, theirs, strict=True))
     assert any(float(g.abs().max()) > 0 for g in ours)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_compiled_blocks_compute_and_learn_the_same(zoo, pictures, name):
+    """As on a GPU, less the kernels: with LoRA and checkpointing, each block once for every shape."""
+    from torch._dynamo.utils import counters
+
+    def gradients(compiled: bool):
+        model = load(zoo[name])
+        if compiled:
+            compile_blocks(model.denoiser, backend="aot_eager")
+        model.prepare("lora", 2, checkpointing=True)
+        made = model.make(PROMPTS, ImageDecoding(2, 2.0), keys(3))
+        data = model.encode(pictures[:3], PROMPTS)
+        loss = model.loss(data | model.draw(3, torch.Generator().manual_seed(0)))
+        loss.backward()
+        return made, loss.detach(), [p.grad for p in model.trainable().values()]
+
+    torch._dynamo.reset()
+    counters.clear()
+    pairs = zip(gradients(False), gradients(True), strict=True)
+    (ours, theirs), (loss, same), (grads, compiled) = pairs
+    assert counters["stats"]["unique_graphs"] >= 2 and not counters["graph_break"]
+    assert np.abs(ours.astype(int) - theirs).max() <= 2 and torch.allclose(loss, same, rtol=1e-4)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(grads, compiled, strict=True))
+    before = counters["stats"]["unique_graphs"]
+    gradients(True)
+    assert counters["stats"]["unique_graphs"] == before, "another model of the kind is compiled anew"
 
 
 # ---- captioners

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from mmcollapse.errors import MMCollapseError
-from mmcollapse.graphs import Recorded, castable, large, lowered, recording
+from mmcollapse.graphs import Recorded, castable, compile_blocks, large, lowered, recording
 from mmcollapse.memory import Fitting
 from mmcollapse.models import add_lora, at_rest, folder_digest, opened, trainable
 from mmcollapse.parallel import in_shares
@@ -145,8 +145,7 @@ class DiffusersGenerator:
         self._denoised = Recorded(self._denoise)
         self.nothing = self.no_caption()
         if self.large and recording(self.device):
-            torch._dynamo.config.recompile_limit = 64  # one for each size of batch, with and without gradients
-            self.denoiser.compile(dynamic=False)  # once a run: weights change in place
+            compile_blocks(self.denoiser)  # once a run: weights change in place
 
     @staticmethod
     def predict(denoiser, noisy, timesteps, told: dict[str, torch.Tensor], return_dict: bool = True):
