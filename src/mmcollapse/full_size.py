@@ -82,7 +82,6 @@ class _Bench:
         self.at = torch.cuda.get_device_name() if device == "cuda" else "cpu"
         self.source = f"make bench PROFILE={settings.profile}, {machine(device)}, {datetime.now(UTC):%Y-%m-%d}"
         self.times: dict[tuple[str, str], float] = {}
-        self.most = settings.batch  # pairs at once of the last measurement
 
     def pace(self, what: str, way: str, work: Callable[[], int], flop: float = 0.0, model: str = "") -> float:
         """Print and return units a second of work(), which does some and says how many; the first call is apart."""
@@ -178,11 +177,12 @@ class _Bench:
             train(adapter.loss, values, data, adapter.draw, recipe, ("bench",), at_once=at_once, **ways)
             return recipe.steps * recipe.batch
 
-        for at_once in (AtOnce(s.batch, "the pairs of a step", "train_batch"), model.at_once):
-            if way := "ours" if at_once.n == s.batch else f"{at_once.n} at once" if at_once.n < self.most else "":
+        whole = AtOnce(s.batch, "the pairs of a step", "train_batch")
+        for at_once in (whole, model.at_once):
+            if at_once is whole or at_once.n < whole.n:
+                way = "ours" if at_once is whole else f"{at_once.n} at once"
                 # a backward pass costs twice a forward one
                 pace = self.pace("fine-tuning", way, lambda a=at_once: fit(a), 3 * operations)
-                self.most = at_once.n
                 told = f"{how}, {s.method}, batch {s.batch}, {at_once.n} at once, checkpointing {s.checkpointing}"
                 self.rate(name, "train", pace, s.batch, told)
 
