@@ -99,6 +99,17 @@ def test_a_large_model_is_made_in_batches_of_one_size_and_cut(generator, monkeyp
     assert seen == [2, 2] and np.abs(made.astype(int) - whole).max() <= 1
 
 
+@pytest.mark.parametrize("name, most", [(GENERATORS[0], 8), (GENERATORS[1], 0)])
+def test_the_vae_of_a_large_model_computes_in_the_precision_that_it_needs(zoo, monkeypatch, name, most):
+    """In bfloat16, but for that of SDXL."""
+    model = load(zoo[name], dtype="bfloat16")
+    latents = 0.2 * normal(keys(2), model.shape)
+    whole = model.decode(latents).astype(int)
+    monkeypatch.setattr(model, "large", True)
+    apart = np.abs(model.decode(latents) - whole)
+    assert apart.max() <= most and bool(apart.any()) == bool(most)
+
+
 def test_checkpointing_gives_the_same_gradients(zoo, pictures):
     def gradients(checkpointing: bool):
         model = load(zoo[GENERATORS[1]])

@@ -14,6 +14,7 @@ from functools import cache
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.protocol import DRIFT, ROLES, Protocol
 from mmcollapse.settings import Settings
+from mmcollapse.stats import SEEDS_NEEDED
 
 
 def recursive(role: str, arm: str = "recursive", **changes) -> Protocol:
@@ -420,13 +421,46 @@ def _seed_counts(experiment: str, s: Settings) -> dict[tuple, int]:
     controls = {control for _, control in read_with}
     for claim, modality, names, part in _contrasts_of(experiment, arms.values()):
         among = [key for key, p in arms.items() if p.arm in names and modality in p.modalities]
-        # Q2 asks about 15 remedies a role: five seeds decide, and ten would cost most of the study
-        most = primary if part == "primary" and claim.startswith(("C", "Q1")) else s.seeds
+        most = primary if _of_the_paper(claim, part) else s.seeds
         counts |= {key: max(counts[key], most) for key in among}
         read_with |= {(key, control) for key in among for control in controls.intersection(among)}
     while raised := {control: counts[key] for key, control in read_with if counts[control] < counts[key]}:
         counts |= raised  # and again, for controls have controls
     return counts
+
+
+def _of_the_paper(claim: str, part: str) -> bool:
+    """Whether a contrast decides on a claim of the paper. Q2 asks about 15 remedies a role: five seeds decide, and ten
+    would cost most of the study."""
+    return part == "primary" and claim.startswith(("C", "Q1"))
+
+
+# Where time is short a study is run in these turns, each in the order of PRIORITY.
+TURNS = (
+    "what verdicts on C1 to C7 and Q1 need: the arms that they compare, five seeds",
+    "what else has a verdict (Q2, repeats), and controls, five seeds",
+    "the other seeds of all these",
+    "exploratory cells",
+)
+
+
+def turn_of(experiment: str, protocol: Protocol, seed: int, settings: Settings) -> int:
+    """The turn (a number of TURNS) in which a chain is run."""
+    turn = _turns(experiment, replace(settings, grid="full", arms="", roles=""))[protocol.roles, protocol.arm]
+    return 2 if turn < 2 and seed - settings.first_seed >= SEEDS_NEEDED else turn
+
+
+@cache
+def _turns(experiment: str, s: Settings) -> dict[tuple, int]:
+    """The turn of the first seeds of each arm of an experiment, by (roles, arm)."""
+    arms = {(p.roles, p.arm): p for p in EXPERIMENTS[experiment](s)}
+    turns = dict.fromkeys(arms, 3)
+    for claim, modality, names, part in _contrasts_of(experiment, arms.values()):
+        turn = 0 if _of_the_paper(claim, part) else 1
+        compared = [key for key, p in arms.items() if p.arm in names and modality in p.modalities]
+        turns |= {key: min(turns[key], turn) for key in compared}
+    controls = {(roles, arm) for (roles, _), p in arms.items() if turns[roles, p.arm] < 3 for arm in p.controls}
+    return turns | {key: 1 for key in controls if turns[key] > 1}
 
 
 def _contrasts_of(experiment: str, protocols) -> Iterator[tuple[str, str, set[str], str]]:

@@ -194,7 +194,7 @@ class _Bench:
         low = torch.bfloat16 if s.dtype == "bfloat16" else torch.float32
         for name, part in adapter.pipe.components.items():
             # the VAE stays in float32, as that of SDXL does in its example
-            if isinstance(part, torch.nn.Module) and not (name == "vae" and adapter.pipeline.endswith("XLPipeline")):
+            if isinstance(part, torch.nn.Module) and not (name == "vae" and adapter.vae_whole):
                 part.to(low)
         adapter.prepare("lora", s.rank, s.lora_generator, s.checkpointing == "yes")
         return self._loop(adapter, pictures, prompts, s.batch, flush=False)

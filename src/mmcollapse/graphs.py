@@ -16,7 +16,7 @@ import torch
 
 KEPT = 12  # recordings a function keeps: each holds the memory that its kernels work in
 LARGE = 10**8  # parameters from which on a model keeps a GPU busy by itself: there compiling pays, not recording
-# The parts of diffusers' denoisers that take nearly all of the time. Their like come up again and again and are compiled
+# The parts of diffusers' denoisers that take nearly all of the time. Their like come again and again, and are compiled
 # once for each shape, in a fraction of the time that the whole takes.
 BLOCKS = ("BasicTransformerBlock", "JointTransformerBlock", "ResnetBlock2D")
 _state = {"plain": False}

@@ -20,7 +20,17 @@ from mmcollapse import costs
 from mmcollapse.costs import Work
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.experiment import _enough, measure_generation, run_students, switch_rows
-from mmcollapse.experiments import LATER, PRIORITY, arms_of, has_students, later, listed, seeds_of
+from mmcollapse.experiments import (
+    LATER,
+    PRIORITY,
+    TURNS,
+    arms_of,
+    has_students,
+    later,
+    listed,
+    seeds_of,
+    turn_of,
+)
 from mmcollapse.fetch import check, gigabytes
 from mmcollapse.loop import Study, Weights, run_chain
 from mmcollapse.measure import Instruments, measure_world
@@ -273,7 +283,24 @@ def plan(settings: Mapping[str, Settings]) -> str:
     words = [["", *name.replace("-", "- ").split(" ", 1)][-2:] for name in COLUMNS]
     lines = [_line("", row) for row in zip(*words, strict=True)]
     lines += [_line(part, [f"{counts[name]:,}" for name in COLUMNS]) for part, counts in parts.items()]
-    return "\n".join([*lines, "", *NOTES, "", *_needs(settings, store)])
+    return "\n".join([*lines, "", *NOTES, "", *_in_turns(settings), "", *_needs(settings, store)])
+
+
+def _in_turns(settings: Mapping[str, Settings]) -> list[str]:
+    """Which chains `make study` runs first."""
+    chains, generations = Counter(), Counter()
+    for name, s in settings.items():
+        zoo = {role: tuple(listed(s, f"{role}s")) for role in ROLES}
+        for p in arms_of(name, s):
+            trained = sum(m.role in p.trains for m in p.members(zoo))
+            for seed in seeds_of(name, p, s):
+                turn = turn_of(name, p, seed, s)
+                chains[turn] += 1
+                generations[turn] += trained * s.generations
+    head = "`make study` runs, in turns (what chains share is counted in each)"
+    lines = [f"{head:<88}{'chains':>8}{'model-generations':>20}"]
+    told = enumerate(TURNS, 1)
+    return lines + [f"{f'{k}. {what}':<88}{chains[k - 1]:>8,}{generations[k - 1]:>20,}" for k, what in told]
 
 
 def _needs(settings: Mapping[str, Settings], store: Counting) -> list[str]:

@@ -1,5 +1,5 @@
-"""A whole study without notebooks: the chains of all experiments in one queue, by priority, many at once, as many as
-there is time for. What earlier runs have finished is taken over from their tables."""
+"""A whole study without notebooks: the chains of all experiments in one queue, those first that verdicts need most,
+many at once, as many as there is time for. What earlier runs have finished is taken over from their tables."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pandas as pd
 from mmcollapse.alarms import sounded, thresholds
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.experiment import Done, Progress, Run
+from mmcollapse.experiments import turn_of
 from mmcollapse.pool import Pool
 from mmcollapse.settings import Settings
 
@@ -20,7 +21,7 @@ WRITTEN = 90  # seconds after which tables are written again: what is cut off ha
 
 
 def run_study(settings: dict[str, Settings], pool: Pool, before: Path | None = None) -> list[str]:
-    """Run the chains of the experiments in `settings`, in that order, and write their tables (see experiment.Run).
+    """Run the chains of the experiments in `settings` and write their tables (see experiment.Run and run_chains).
     before: a folder of tables whose chains are taken over. Returns what failed, a line each."""
     kept, problems = {}, []
     runs = {name: Run(name, s, before, kept) for name, s in settings.items()}
@@ -38,12 +39,15 @@ def run_study(settings: dict[str, Settings], pool: Pool, before: Path | None = N
 
 
 def run_chains(runs: dict[str, Run], pool: Pool):
-    """Run what is left of `runs`, in that order, many chains at once, with a line for each as it ends."""
-    progress = Progress(sum(len(run.todo) for run in runs.values()), max(r.settings.generations for r in runs.values()))
+    """Run what is left of `runs`, by turns (see experiments.turn_of) and within a turn in that order, many chains at
+    once, with a line for each as it ends."""
+    todo = [chain for run in runs.values() for chain in run.todo]
+    todo.sort(key=lambda c: turn_of(c.experiment, c.protocol, c.seed, c.settings))
+    progress = Progress(len(todo), max(r.settings.generations for r in runs.values()))
     written, changed = time.monotonic(), set()
     with ThreadPoolExecutor(1) as aside:  # real against real, while the workers are at the chains
         worlds = [aside.submit(run.measure_world) for run in runs.values()]
-        for done in pool.run([chain for run in runs.values() for chain in run.todo]):
+        for done in pool.run(todo):
             runs[done.chain.experiment].add(done)
             progress.chain(f"{done.chain.experiment} {done.chain.name}", done.seconds)
             if told := alarms(runs[done.chain.experiment], done):

@@ -111,6 +111,7 @@ class DiffusersGenerator:
     }  # conditions of the denoiser that the pipeline's call takes, and their names there
     opening: dict = {}  # settings of from_pretrained: what is not needed, and may not be there
     calling: dict = {}  # settings of the call
+    vae_whole = False  # whether the VAE must stay in float32
     draws = staticmethod(noise_draws)
 
     def __init__(self, folder: str | Path, device: str = "cpu", dtype: str = "float32"):
@@ -134,14 +135,16 @@ class DiffusersGenerator:
             if isinstance(part, torch.nn.Module):
                 part.requires_grad_(False)
         self.denoiser = self.network = getattr(self.pipe, self.part).requires_grad_(True)
+        self.large = large(self.denoiser)
         if device != "cpu":
             self.denoiser.to(memory_format=torch.channels_last)
+            if self.large:
+                self.pipe.vae.to(memory_format=torch.channels_last)
         config = self.denoiser.config
         self.shape = (config.in_channels, config.sample_size, config.sample_size)  # of the latents of a picture
         self.image_size = config.sample_size * self.pipe.vae_scale_factor  # pixels
         self._told: OrderedDict[tuple, dict] = OrderedDict()
         self.fitting = Fitting()
-        self.large = large(self.denoiser)
         self._denoised = Recorded(self._denoise)
         self.nothing = self.no_caption()
         if self.large and recording(self.device):
@@ -311,9 +314,11 @@ class DiffusersGenerator:
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """Pictures (n, size, size, 3) uint8 of scaled latents (n, c, h, w)."""
-        out = []
+        out, vae = [], self.pipe.vae
+        low = self.large and self.dtype == "bfloat16" and not self.vae_whole  # that of a small model costs little
         for part in latents.split(self._decoded):
-            pixels = self.pipe.vae.decode(part / self.pipe.vae.config.scaling_factor + self._shift).sample
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
+                pixels = vae.decode(part / vae.config.scaling_factor + self._shift).sample.float()
             pixels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
             out.append(pixels.permute(0, 2, 3, 1).cpu().numpy())
         return np.concatenate(out)
@@ -359,6 +364,7 @@ class StableDiffusionXL(DiffusersGenerator):
     pooled output of the second and the sizes of the picture (Podell et al. 2023)."""
 
     pipeline = "StableDiffusionXLPipeline"
+    vae_whole = True  # it overflows float16 and is coarse in bfloat16; its config says so, too ("force_upcast")
     named = {"text": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
 
     @staticmethod
