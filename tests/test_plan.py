@@ -14,7 +14,7 @@ from mmcollapse import plan as plan_module
 from mmcollapse.__main__ import main
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.experiment import open_study
-from mmcollapse.experiments import PRIORITY, arms_of, seeds_of
+from mmcollapse.experiments import PRIORITY, TURNS, arms_of, seeds_of
 from mmcollapse.plan import COLUMNS, Counting, count, plan
 from mmcollapse.rates import read_rates
 from mmcollapse.settings import load_settings
@@ -140,9 +140,13 @@ def test_the_plan_as_text(counted, capsys):
     head, rows = text.splitlines()[:2], text.split("\n\n")[0].splitlines()[2:]
     assert [row.split()[0] for row in rows] == [*PRIORITY, "all"]
     assert len({len(row) for row in (*head, *rows)}) == 1
-    numbers = [[int(cell.replace(",", "")) for cell in row.split()[1:]] for row in rows]
+    numbers = [[int(cell.replace(",", "")) for cell in row.split()[1:-1]] for row in rows]
     assert numbers[:-1] == [[counts[name] for name in COLUMNS] for counts in counted.values()]
     assert numbers[-1] == [sum(column) for column in zip(*numbers[:-1], strict=True)]
+    spent = [float(row.split()[-1]) for row in rows]
+    assert all(hours > 0 for hours in spent) and spent[-1] == pytest.approx(sum(spent[:-1]), rel=0.1)
+    turns = [line.split() for line in text.splitlines() if re.match(r"[1-4]\. ", line)]
+    assert sum(int(turn[-2]) for turn in turns) == numbers[-1][1] and len(turns) == len(TURNS)
     assert main(["plan", "--profile", "smoke"]) == 0
     assert capsys.readouterr().out == text + "\n"
     assert "optimiser steps; about 0.00" in text and " on one core (data/rates.json)" in text and "WARNING" not in text
@@ -171,12 +175,12 @@ def test_a_plan_needs_neither_photos_nor_models(nothing_fetched):
     )
     assert "never fetched, and no folder here (and 5 more): run `make fetch`" in text
     assert (
-        "512 px, batch 16, compiled" in text
+        "512 px, bfloat16, batch 16, compiled" in text
         and "CompVis/stable-diffusion-v1-4: denoise" in text
         and "WARNING" not in text
     )
     assert re.search(
-        r"at least [\d.]+ hours on one NVIDIA H100; \d+ of \d+ kinds of work were never measured there", text
+        r"at least [\d.]+ hours on one NVIDIA H100 80GB HBM3; \d+ of \d+ kinds of work were never measured there", text
     )
 
 

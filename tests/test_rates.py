@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 from safetensors import safe_open
@@ -18,13 +19,13 @@ def rate(ms=2.0, batch=16, model="m", work="denoise", device="cpu", how="64 px",
 
 
 def test_every_shipped_rate_says_where_it_is_from():
-    """What was given in words has no command and date; what was measured is beside it under the GPU's full name."""
+    """And of real models on the GPU that the issue of their speed names."""
     found = read_rates()
     assert {r.work for r in found} == set(WORK)
     assert len({(r.model, r.work, r.device, r.batch, r.how) for r in found}) == len(found)
-    given = {(r.model, r.batch): r.ms for r in found if "command and date not recorded" in r.source}
-    one, large = "CompVis/stable-diffusion-v1-4", "stabilityai/stable-diffusion-xl-base-1.0"
-    assert given == {(one, 1): 41.5, (one, 16): 4.3, (large, 1): 86.0, (large, 0): 38.0}
+    assert all(re.search(r"torch \d.*, \d{4}-\d\d-\d\d$", r.source) for r in found)
+    large = {r.model for r in found if r.device == "NVIDIA H100 80GB HBM3"}
+    assert {"CompVis/stable-diffusion-v1-4", "stabilityai/stable-diffusion-xl-base-1.0"} <= large
 
 
 def test_what_is_added_is_read_again_and_takes_the_place_of_the_old(tmp_path):
@@ -68,7 +69,7 @@ def test_the_rate_is_of_the_batch_that_will_be_used():
 def test_hours_are_units_times_rates_and_what_was_not_measured_is_said():
     work = Work()
     work.amounts |= {("m", "denoise"): 1_800_000, ("m", "decode"): 10}
-    lines, spent, unknown = hours(work, [rate(2.0)], "cpu", 16)
+    lines, spent, unknown = hours(work.amounts, [rate(2.0)], "cpu", 16)
     assert spent == pytest.approx(1.0) and unknown == 1  # 1.8 million of 2 ms are an hour
     assert lines[1].endswith("not measured") and lines[2].split()[:5] == ["m:", "denoise", "1,800,000", "2", "1.00"]
 

@@ -129,11 +129,14 @@ def memory(settings: Settings, models: Iterable[str]) -> tuple[int, list[str]]:
     return total + HALF * largest * low + sum(instruments), unknown
 
 
-def hours(work: Work, rates: Sequence[Rate], device: str, batch: int) -> tuple[list[str], float, int]:
-    """(lines, hours, how many kinds of work were never measured) of what is to be computed on a device."""
+def hours(
+    amounts: Mapping[tuple[str, str], int], rates: Sequence[Rate], device: str, batch: int
+) -> tuple[list[str], float, int]:
+    """(lines, hours, how many kinds of work were never measured) of what is to be computed on a device. amounts: those
+    of a Work."""
     head = f"{'to compute':<52}{'units':>16}{'ms a unit':>12}{'hours':>10}  measured"
     lines, total, unknown = [head], 0.0, 0
-    for (model, kind), n in sorted(work.amounts.items()):
+    for (model, kind), n in sorted(amounts.items()):
         rate, units = best_rate(rates, model, kind, device, batch), f"{n:,.0f}"
         if rate is None:
             unknown += 1
@@ -143,6 +146,11 @@ def hours(work: Work, rates: Sequence[Rate], device: str, batch: int) -> tuple[l
             total += spent
             lines.append(f"{f'{model}: {kind}':<52}{units:>16}{rate.ms:>12.3g}{spent:>10.2f}  {rate.how}")
     return lines, total, unknown
+
+
+def rough(hours: float) -> str:
+    """Hours for people, with two digits at least."""
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
 
 
 def device_of(settings: Settings, rates: Sequence[Rate], models: Iterable[str]) -> str:

@@ -35,7 +35,7 @@ from mmcollapse.fetch import check, gigabytes
 from mmcollapse.loop import Study, Weights, run_chain
 from mmcollapse.measure import Instruments, measure_world
 from mmcollapse.protocol import ROLES, Protocol
-from mmcollapse.rates import read_rates
+from mmcollapse.rates import Rate, read_rates
 from mmcollapse.settings import Settings
 from mmcollapse.sources import needed, read_sources
 from mmcollapse.store import Item, item_name
@@ -55,14 +55,15 @@ TRUTH = {"pictures": 17, "captions": 10, "probes": 2}
 
 class Counting:
     """Stands in for a Store: makes nothing, and counts in `counts` what was not asked for before, in `work` what that
-    takes. told: arms that cannot run, and why, a line each; worlds: see _planned."""
+    takes. parts: amounts of work by part of the plan (see count); told: arms that cannot run, and why, a line each;
+    worlds: see _planned."""
 
     def __init__(self):
         self.counts: Counter[str] = Counter()
         self.names: dict[str, set[str]] = {"weights": set(), "pairs": set(), "scores": set()}
         # training pairs since this was emptied: by which role, if new, and what they were asked for by
         self.asked: list[tuple[str, bool, str, Mapping]] = []
-        self.work, self.told, self.worlds = Work(), [], {}
+        self.work, self.parts, self.told, self.worlds = Work(), {}, [], {}
 
     def make(self, kind: str, inputs: Mapping, maker) -> Item:
         name = item_name(kind, inputs)
@@ -271,19 +272,26 @@ def count(settings: Mapping[str, Settings], store: Counting | None = None) -> di
         for part, some in {name: [p for p in protocols if p not in last], pools: last}.items():
             if some:
                 store.counts = parts[part] = Counter(dict.fromkeys(COLUMNS, 0))
+                before = store.work.amounts.copy()
                 _run(name, settings[name], some, store, world=part == name)
+                store.parts[part] = store.work.amounts - before
     return parts
 
 
 def plan(settings: Mapping[str, Settings]) -> str:
     """The counts as a table for the terminal, and what they take. settings: by experiment."""
     store = Counting()
-    parts = count(settings, store)
-    parts["all"] = sum(parts.values(), Counter())
-    words = [["", *name.replace("-", "- ").split(" ", 1)][-2:] for name in COLUMNS]
+    parts, first = count(settings, store), next(iter(settings.values()))
+    rates = read_rates()
+    device = costs.device_of(first, rates, {model for model, _ in store.work.amounts})
+    parts["all"], store.parts["all"] = sum(parts.values(), Counter()), store.work.amounts
+    words = [["", *name.replace("-", "- ").split(" ", 1)][-2:] for name in (*COLUMNS, "hours")]
     lines = [_line("", row) for row in zip(*words, strict=True)]
-    lines += [_line(part, [f"{counts[name]:,}" for name in COLUMNS]) for part, counts in parts.items()]
-    return "\n".join([*lines, "", *NOTES, "", *_in_turns(settings), "", *_needs(settings, store)])
+    for part, counts in parts.items():
+        spent = costs.hours(store.parts[part], rates, device, first.compute_batch)[1]
+        lines.append(_line(part, [*(f"{counts[name]:,}" for name in COLUMNS), costs.rough(spent)]))
+    needs = _needs(settings, store, rates, device)
+    return "\n".join([*lines, "", *NOTES, "", *_in_turns(settings), "", *needs])
 
 
 def _in_turns(settings: Mapping[str, Settings]) -> list[str]:
@@ -303,13 +311,12 @@ def _in_turns(settings: Mapping[str, Settings]) -> list[str]:
     return lines + [f"{f'{k}. {what}':<88}{chains[k - 1]:>8,}{generations[k - 1]:>20,}" for k, what in told]
 
 
-def _needs(settings: Mapping[str, Settings], store: Counting) -> list[str]:
+def _needs(settings: Mapping[str, Settings], store: Counting, rates: list[Rate], device: str) -> list[str]:
     """What the counted work takes, and what of it is not to be had here."""
-    rates, work, first = read_rates(), store.work, next(iter(settings.values()))
-    device = costs.device_of(first, rates, {model for model, _ in work.amounts})
-    lines, spent, unknown = costs.hours(work, rates, device, first.compute_batch)
+    work, first = store.work, next(iter(settings.values()))
+    lines, spent, unknown = costs.hours(work.amounts, rates, device, first.compute_batch)
     core = "core" if device == "cpu" else device
-    least = f"{'at least' if unknown else 'about'} {f'{spent:,.0f}' if spent >= 10 else f'{spent:.2g}'} hours"
+    least = f"{'at least' if unknown else 'about'} {costs.rough(spent)} hours"
     beside = f"; {unknown} of {len(lines) - 1} kinds of work were never measured there" if unknown else ""
     lines += ["", f"{work.steps:,} optimiser steps; {least} on one {core}{beside} (data/rates.json)"]
     most, nobody = 0, []
@@ -333,7 +340,8 @@ def _needs(settings: Mapping[str, Settings], store: Counting) -> list[str]:
 NOTES = (
     "In the order of priority: what an experiment shares with those above it is counted there. Made: of the pairs that",
     "are trained on. Trained on: steps x batch. Measured: made of test prompts and test pictures. Students: fresh base",
-    "models, trained to see what a generation's data are worth. Rows of the tables are estimated; all else is exact.",
+    "models, trained to see what a generation's data are worth. Rows of the tables are estimated, and so are hours, of",
+    "what below has a rate; all else is exact.",
 )
 
 

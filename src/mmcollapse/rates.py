@@ -29,7 +29,7 @@ WORK = {  # kind of work: its unit, of which there are so many
 class Rate:
     """model: its name in settings, or that of a feature space; work: of WORK; device: as torch names it, or "cpu"; ms:
     milliseconds a unit; batch: units at once, 0: several, how many is not known; how: size of pictures, dtype,
-    compiled or not; source: the command, machine and date, or where the figure was given."""
+    compiled or not; source: the command, machine and date."""
 
     model: str
     work: str
