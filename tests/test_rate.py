@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -233,6 +234,10 @@ def test_mistakes_are_refused_by_name(results, tmp_path):
         rate.rate(results, "01_variance")
     (tmp_path / "01_variance.samples.parquet").write_bytes(b"none")
     with pytest.raises(MMCollapseError, match="cannot be read as samples"):
+        rate.rate(tmp_path, "01_variance")
+    samples = pd.read_parquet(results / "03_diversity.samples.parquet").drop(columns="model")
+    samples.to_parquet(tmp_path / "01_variance.samples.parquet")
+    with pytest.raises(MMCollapseError, match="it has no column 'model'"):
         rate.rate(tmp_path, "01_variance")
 
 

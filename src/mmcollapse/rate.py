@@ -38,6 +38,7 @@ TASKS = 24  # a question, without checks
 SET = 4  # pictures of a set whose variety is judged
 USUAL = ("recursive", "real", "gen0", "world")  # the arms, where none are named
 MEASUREMENT = "guidance 1"  # of the pictures of a run
+COLUMNS = ("image", "prompt", "index", "arm", "model", "seed", "generation")  # of samples, that are needed here
 LARGEST = 256  # side of pictures from folders, in pixels: a phone shows two side by side
 
 
@@ -94,6 +95,8 @@ def from_samples(path: Path, arms: Sequence[str] = (), generation: int | None = 
         frame = frame[(frame.arm == "world") | (frame.measurement == MEASUREMENT)]
     except Exception as error:
         raise MMCollapseError(f"{path} cannot be read as samples: {error}") from error
+    if lacking := [name for name in COLUMNS if name not in frame]:
+        raise MMCollapseError(f"{path} cannot be read as samples: it has no column {lacking[0]!r}")
     there = [*dict.fromkeys(frame.arm)]
     names = [*arms] or [arm for arm in USUAL if arm in there]
     if unknown := [arm for arm in names if arm not in there]:
