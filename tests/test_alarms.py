@@ -9,7 +9,7 @@ from scipy import stats as scipy_stats
 
 import synthetic
 from mmcollapse import alarms
-from mmcollapse.alarms import ALARMS, Watch, honesty, sounded, thresholds
+from mmcollapse.alarms import ALARMS, Watch, earliest, honesty, sounded, thresholds
 from mmcollapse.figures import draw
 from mmcollapse.table import to_table, write_table
 
@@ -107,7 +107,24 @@ def test_what_an_alarm_is_worth():
     )
     assert (fid.generation, fid.lead, fid.false, fid.honest) == (2, pytest.approx(6), 1, False)
     assert fid.low == pytest.approx(0.025 ** (1 / 8)) and fid.high == 1  # Clopper-Pearson of 8 of 8
-    assert recall.collapsing == recall.healthy == 8
+    assert recall.collapsing == recall.healthy == 8 and math.isnan(recall.slow)
+    assert earliest(found.reset_index()) == "of pictures 'recall falls'"
+
+
+def test_captions_are_judged_where_they_collapse():
+    """Under drift; with matched decoding none of their alarms need sound. And few healthy chains allow no verdict."""
+    parts = world("BLEU-4 falls", [0.5, 0.51, 0.52])
+    for seed in range(4):
+        for arm, fall in {
+            "recursive-drift": 0.4,
+            "recursive": 0.0,
+            "real": 0.0,
+            "gen0-drift": 0.2 * (seed < 1),
+        }.items():
+            parts += rows("BLEU-4 falls", arm, seed, [0.5] + [0.5 - fall] * G)
+    found = honesty(pd.DataFrame(parts), G).set_index("alarm").loc["BLEU-4 falls"]
+    assert (found.generation, found.missed, found.false, found.slow) == (1, 0, 0, 0.25) and not found.honest
+    assert earliest(honesty(pd.DataFrame(parts), G)) == "of captions not to be said, of 4 healthy chains (5 needed)"
 
 
 def test_a_watch_says_at_once_what_the_table_says_later():

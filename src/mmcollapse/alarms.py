@@ -23,7 +23,10 @@ from mmcollapse import stats
 
 VERSION = 1  # raise it when an alarm sounds at other times: chains that wait for one are then others
 RATE = 0.05  # of false alarms, each alarm and chain
-COLLAPSING, HEALTHY = "recursive", "real"  # the arms on which alarms are judged
+# The arms on which alarms are judged. Captioners collapse under the drifting schedule alone. SLOW: trained on generated
+# data that are made once, and not again; healthy for long.
+COLLAPSING = {"image": "recursive", "text": "recursive-drift"}
+HEALTHY, SLOW = "real", {"image": "gen0", "text": "gen0-drift"}
 # What half of is lost at the half-life of a chain, by modality.
 QUALITY = {"image": ("all_right", "guidance 1", "oracle"), "text": ("all_right", "greedy", "parser")}
 COLUMNS = ["alarm", "modality", "arm", "model", "seed", "threshold", "generation"]
@@ -121,28 +124,31 @@ def _is_member(model: pd.Series) -> pd.Series:
 
 
 def half_lives(table: pd.DataFrame, modality: str, planned: int) -> pd.Series:
-    """Generations until half of the quality is lost, by seed of the arm COLLAPSING (stats.half_life)."""
+    """Generations until half of the quality is lost, by seed of the arm that collapses (stats.half_life)."""
     metric, measurement, space = QUALITY[modality]
-    rows = table[(table.arm == COLLAPSING) & (table.modality == modality) & (table.metric == metric)]
+    rows = table[(table.arm == COLLAPSING[modality]) & (table.modality == modality) & (table.metric == metric)]
     rows = rows[(rows.measurement == measurement) & (rows.space == space) & (rows.subset == "test")]
     return stats.half_life(rows[_is_member(rows.model)], planned)
 
 
 def honesty(table: pd.DataFrame, planned: int) -> pd.DataFrame:
-    """How good each alarm is, a row each, the earliest honest one first:
+    """How good each alarm is, a row each, the earliest first, behind them those whose rate is not the stated one:
 
     generation  median over collapsing chains of that in which it first sounds; inf if in most it never does
     lead        median over chains of the generations from then to the half-life of quality, below 0 if it comes late; a
                 chain that keeps more than half to the end counts as `planned`, so its lead is at least that
     missed      share of collapsing chains on which it never sounds
     false       share of healthy chains on which it sounds; low, high: its 95% Clopper-Pearson interval
-    honest      whether that interval holds RATE or lies below it: then nothing speaks against the stated rate
+    slow        share of the chains of the arm SLOW on which it sounds; NaN if there are none
+    honest      whether that interval holds RATE or lies below it: then nothing speaks against the stated rate. Of fewer
+                than SEEDS_NEEDED healthy chains it would hold nearly anything, so then it is False
     collapsing, healthy  how many chains
     """
     found, out = sounded(table, planned), []
     for alarm in ALARMS:
         rows = found[found.alarm == alarm.name]
-        bad, good = (rows[rows.arm == arm].set_index("seed").generation for arm in (COLLAPSING, HEALTHY))
+        arms = (COLLAPSING[alarm.modality], HEALTHY, SLOW[alarm.modality])
+        bad, good, slow = (rows[rows.arm == arm].set_index("seed").generation for arm in arms)
         if bad.empty or good.empty:
             continue
         lives = half_lives(table, alarm.modality, planned).reindex(bad.index).clip(upper=planned)
@@ -151,11 +157,13 @@ def honesty(table: pd.DataFrame, planned: int) -> pd.DataFrame:
         told = {"alarm": alarm.name, "modality": alarm.modality, "threshold": rows.threshold.iloc[0]}
         told |= {"generation": stats.median_half_life(bad.fillna(math.inf)), "lead": _median(lives - bad)}
         told |= {"missed": bad.isna().mean(), "false": wrong / len(good), "low": ends.low, "high": ends.high}
-        out.append(told | {"honest": ends.low <= RATE, "collapsing": len(bad), "healthy": len(good)})
+        honest = len(good) >= stats.SEEDS_NEEDED and bool(ends.low <= RATE)
+        told |= {"slow": slow.notna().mean() if len(slow) else math.nan, "honest": honest}
+        out.append(told | {"collapsing": len(bad), "healthy": len(good)})
     frame = pd.DataFrame(out)
     if frame.empty:
         return frame
-    order = frame.assign(late=frame.generation + 1000 * ~frame.honest)
+    order = frame.assign(late=frame.generation + 1000 * (frame.low > RATE))
     return frame.loc[order.sort_values(["modality", "late", "missed", "false"], kind="stable").index].reset_index(
         drop=True
     )
@@ -164,6 +172,19 @@ def honesty(table: pd.DataFrame, planned: int) -> pd.DataFrame:
 def _median(leads: pd.Series) -> float:
     """NaN where in half of the chains or more the alarm never sounds."""
     return float(leads.median()) if leads.notna().mean() > 0.5 else math.nan
+
+
+def earliest(judged: pd.DataFrame) -> str:
+    """In words, the earliest honest alarm of each modality, of the table of `honesty`."""
+    told = []
+    for modality, what in {"image": "of pictures", "text": "of captions"}.items():
+        rows = judged[judged.modality == modality]
+        if len(rows) and rows.healthy.max() < stats.SEEDS_NEEDED:
+            told.append(f"{what} not to be said, of {rows.healthy.max()} healthy chains ({stats.SEEDS_NEEDED} needed)")
+        elif len(rows):
+            best = rows[rows.honest & np.isfinite(rows.generation)]
+            told.append(f"{what} {best.alarm.iloc[0]!r}" if len(best) else f"{what} none")
+    return ", ".join(told)
 
 
 class Watch:

@@ -22,15 +22,16 @@ def draw(source: Source) -> Drawn:
     if judged.empty:
         return nothing("two sets of real data, or chains of recursive and real")
     parts = [(m, judged[judged.modality == m]) for m in ("image", "text") if (judged.modality == m).any()]
-    counts = {arm: judged[name].max() for arm, name in (("recursive", "collapsing"), ("real", "healthy"))}
+    collapsing, healthy, slow = (_named(arms, parts) for arms in (alarms.COLLAPSING, alarms.HEALTHY, alarms.SLOW))
     note = textwrap.wrap(
-        "When alarms first sound in chains that collapse (recursive; small: one seed, large: their median; none: it "
-        "never sounds), beside the half-life of their quality (line: median, band: all seeds), and how often they "
-        "sound in healthy chains (fine-tuned on real data; 95% Clopper-Pearson interval; lower is better). An alarm "
-        "sounds when a metric has moved from generation 0 by more than two sets of real data of this size differ, at "
-        f"a rate of {alarms.RATE:.0%} a chain (dotted). Bold: the rate on healthy chains may be the stated one; the "
-        f"topmost of these is the earliest honest alarm. Quality: all right. n = {counts['recursive']} and "
-        f"{counts['real']} seeds, generations 0 to {source.planned}; {source.about}.",
+        f"When alarms first sound in chains that collapse ({collapsing}; small: one seed, large: their median; none: "
+        "it never sounds), beside the half-life of their quality (line: median, band: all seeds; none: more than half "
+        f"is left), and how often they sound in healthy chains ({healthy}; 95% Clopper-Pearson interval; lower is "
+        f"better) and in those whose data are made once (hollow: {slow}). An alarm sounds when a metric has moved from "
+        "generation 0 by more than two sets of real data of this size differ, at a rate of "
+        f"{alarms.RATE:.0%} a chain (dotted). Bold: the rate on healthy chains may be the stated one. Earliest of "
+        f"these: {alarms.earliest(judged)}. Quality: all right. n = {judged.collapsing.max()} and "
+        f"{judged.healthy.max()} seeds, generations 0 to {source.planned}; {source.about}.",
         LETTERS,
     )
     head, foot, left, split = 0.35, 0.5, 2.5, 0.62
@@ -45,24 +46,31 @@ def draw(source: Source) -> Drawn:
             for x, w in ((left, split * wide - 0.2), (left + split * wide + 0.1, (1 - split) * wide - 0.1))
         )
         _times(times, rows, found, alarms.half_lives(source.table, modality, source.planned), source.planned)
-        _rates(rates, rows)
+        _rates(rates, rows, ARM_STYLE[alarms.SLOW[modality]])
         what = {"image": "Pictures", "text": "Captions"}[modality]
-        times.set_title(f"{what}: first alarm in recursive chains")
+        times.set_title(f"{what}: first alarm in chains of {alarms.COLLAPSING[modality]}")
         rates.set_title("share of healthy chains")
         down += head + tall + foot
     caption(figure, note)
     metrics = sorted({a.metric for a in alarms.ALARMS})
-    return Drawn(figure, [{"arm": ["recursive", "real", "world"], "metric": metrics, "subset": "test"}])
+    arms = sorted({*alarms.COLLAPSING.values(), alarms.HEALTHY, *alarms.SLOW.values(), "world"})
+    return Drawn(figure, [{"arm": arms, "metric": metrics, "subset": "test"}])
+
+
+def _named(arms, parts: list) -> str:
+    """An arm, or those of the modalities that are there."""
+    return arms if isinstance(arms, str) else " and ".join(dict.fromkeys(arms[m] for m, _ in parts))
 
 
 def _times(ax, rows, found, lives, planned: int):
-    color = ARM_STYLE["recursive"]["color"]
-    known = lives.dropna().clip(upper=planned)
-    if len(known):
-        ax.axvspan(known.min(), known.max(), color="#888888", alpha=0.18, linewidth=0)
-        ax.axvline(known.median(), color="#333333", linewidth=1.1)
+    arm = alarms.COLLAPSING[rows.modality.iloc[0]]
+    color, lives = ARM_STYLE[arm]["color"], lives.dropna()
+    if np.isfinite(lives).any():
+        ax.axvspan(lives.min(), min(lives.max(), planned + 0.6), color="#888888", alpha=0.18, linewidth=0)
+    if len(lives) and np.isfinite(median := lives.median()):
+        ax.axvline(median, color="#333333", linewidth=1.1)
     for y, row in enumerate(rows.itertuples()):
-        own = found[(found.alarm == row.alarm) & (found.modality == row.modality) & (found.arm == alarms.COLLAPSING)]
+        own = found[(found.alarm == row.alarm) & (found.modality == row.modality) & (found.arm == arm)]
         first = own.sort_values("seed").generation.to_numpy()
         spread = np.linspace(-0.28, 0.28, len(first)) if len(first) > 1 else [0.0]
         ax.plot(first, y + np.asarray(spread), "o", color=color, markersize=2.6, alpha=0.6, linestyle="")
@@ -77,9 +85,11 @@ def _times(ax, rows, found, lives, planned: int):
     sns.despine(ax=ax, left=True)
 
 
-def _rates(ax, rows):
-    style = ARM_STYLE["real"]
+def _rates(ax, rows, slow: dict):
+    style = ARM_STYLE[alarms.HEALTHY]
+    hollow = {"markerfacecolor": "none", "markeredgecolor": slow["color"], "markeredgewidth": 1.1, "markersize": 6.0}
     for y, row in enumerate(rows.itertuples()):
+        ax.plot(row.slow, y, marker=slow["marker"], linestyle="", **hollow)
         ax.plot([row.low, row.high], [y, y], color=style["color"], linewidth=1.4)
         ax.plot(row.false, y, marker=style["marker"], color=style["color"], markersize=4.5)
     ax.axvline(alarms.RATE, color="#333333", linewidth=0.9, linestyle=(0, (1, 1.6)))
