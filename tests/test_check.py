@@ -14,7 +14,7 @@ from PIL import Image
 
 from mmcollapse import check_statistics
 from mmcollapse.__main__ import main
-from mmcollapse.check import _dimension, _summary, check
+from mmcollapse.check import _dimension, _numbers, _summary, check
 from mmcollapse.check_sets import decoded, read_set
 from mmcollapse.check_statistics import compare, max_t
 from mmcollapse.check_subsets import DIMENSIONS, METRICS, OF_REAL, Rows, Subsets, pool
@@ -50,7 +50,7 @@ def drawn(rows: Rows, n: int, sets: int, seed: int = 0) -> list[Rows]:
 def judged(sets: list[Rows], real: Rows | None, wanted=MEASURED) -> dict:
     wanted = wanted if real is not None else [m for m in wanted if m not in OF_REAL]
     found = compare(sets, real, wanted)
-    return _summary(found, LEFT_OUT, len(sets[0].images), 0.05) | {"metrics": found}
+    return _summary(found, LEFT_OUT, len(sets[0].images), 0.05, list(range(len(sets)))) | {"metrics": found}
 
 
 def collapsing(found: dict) -> set[str]:
@@ -495,8 +495,34 @@ def test_what_was_not_given_is_left_out_and_said(sets, tmp_path, world):
     for name in ("alignment", "repetition"):
         assert found.found["dimensions"][name]["why"] == f"no captions in {alone}"
     assert any("no real pictures" in line for line in found.found["cannot"])
-    assert len(repr(found).splitlines()) <= 12 and "no sign" in repr(found)
+    words, unknown = repr(found).split("What this cannot know:")
+    assert len(words.splitlines()) <= 12 and "no sign" in words and unknown.count("\n- ") == len(found.found["cannot"])
+    assert any("mixtures of several, spread too" in line for line in found.found["cannot"])
     assert "<script" not in found.save(tmp_path / "out").read_text()
+
+
+def test_prompts_that_come_again_are_no_captions_to_compare(sets, tmp_path):
+    """Generators answer to the same prompts every generation: that their words do not change says nothing."""
+    shutil.copytree(sets / "gen1", tmp_path / "gen1")
+    captions = [json.loads(line)["text"] for line in (sets / "gen0/metadata.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "gen1/metadata.jsonl").read_text().splitlines()]
+    text = "\n".join(json.dumps(row | {"text": c}) for row, c in zip(rows, captions, strict=True))
+    (tmp_path / "gen1/metadata.jsonl").write_text(text)
+    found = check([sets / "gen0", tmp_path / "gen1"]).found
+    assert found["dimensions"]["repetition"]["why"] == "all generations have the same captions"
+    assert {"vocabulary", "self_bleu"} <= set(found["left_out"]) and {"P", "variance"} <= set(found["metrics"])
+
+
+@pytest.mark.parametrize(
+    "names, numbers",
+    [
+        (["a.parquet:generation=0", "a.parquet:arm=real generation=5", "b.parquet:generation=10"], [0, 5, 10]),
+        (["a:generation=5", "a:generation=5"], [0, 1]),  # they do not rise
+        (["gen3", "a:generation=5"], [0, 1]),
+    ],
+)
+def test_generations_are_called_as_their_filters_say(names, numbers):
+    assert _numbers(names) == numbers
 
 
 def test_captions_of_the_same_pictures_are_compared(sets, tmp_path):
@@ -512,12 +538,16 @@ def test_captions_of_the_same_pictures_are_compared(sets, tmp_path):
 def test_pictures_of_another_domain_are_noticed(sets, tmp_path):
     """The judge would not notice: in its features anything is a scene."""
     random = np.random.default_rng(0)
-    for name in ("a", "b"):
+    for name, caption in {"a": "a cloud", "b": "a tree"}.items():
         (tmp_path / name).mkdir()
         rough = random.integers(0, 255, (60, 8, 8, 3)).astype(np.uint8)
         pictures = [np.asarray(Image.fromarray(x).resize((64, 64), Image.Resampling.BICUBIC)) for x in rough]
-        save_pairs(tmp_path / name, np.stack(pictures), ["a cloud"] * 60)
+        save_pairs(tmp_path / name, np.stack(pictures), [caption] * 60)
     strange = check([tmp_path / "a", tmp_path / "b"]).found
     assert "pictures of scenes only" in strange["warning"]
     assert any("1 different captions for 60 pictures" in line for line in strange["cannot"])
     assert check([sets / "gen0", sets / "gen1"]).found["warning"] == ""
+    told = repr(check([tmp_path / "a", tmp_path / "b"]))
+    assert told.startswith("The judge knows pictures of scenes only"), "the warning comes first"
+    if not strange["collapsing"]:
+        assert main(["check", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out")]) == 4

@@ -1,6 +1,7 @@
 """What raters said: files refused by name, published vectors, closed forms, and simulated raters who are recovered."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -398,7 +399,9 @@ def test_with_ratings_the_table_holds_all_parts(tmp_path, key):
     assert frame.n[(frame.part == "preference") & (frame.question == "realism")].iloc[0] == len(own) < 60
     assert raters.note.iloc[0].endswith("of 81 answered") and "rater 0" not in frame["name"].tolist()
     said = human.say(frame)
-    assert said.startswith("**5 of 6 raters count.** left out: failed ") and "nearest metrics: " in said
+    assert said.startswith("**5 of 6 raters count.** left out: failed ") and re.search(
+        r"nearest of \d+ metrics, p not corrected for their number: ", said
+    )
     assert all(f"- *{question}*: alpha " in said for question in rate.QUESTIONS)
     for paths in drawn(tmp_path, tmp_path / "figures").values():
         assert "n = 5 raters, 1 left out" in json.loads(paths[2].read_text())["caption"]

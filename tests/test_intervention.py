@@ -13,7 +13,7 @@ import synthetic
 from mmcollapse import alarms, earlier, experiment, verify
 from mmcollapse.experiments import ALARM, arms_of, gen0, recursive, switched
 from mmcollapse.figures import FIGURES, draw, open_source
-from mmcollapse.intervention import PER, say, summary
+from mmcollapse.intervention import PER, late_of, say, summary
 from mmcollapse.loop import run_chain
 from mmcollapse.protocol import ROLES, Protocol
 from mmcollapse.settings import load_settings
@@ -345,6 +345,8 @@ def test_the_conclusion_is_what_the_table_says():
     assert said.startswith("**3 seeds decide nothing;**")
     assert "  - *on-alarm*, since generation 4, in 1 of 3 seeds never: +" in said
     assert f"  - *late-5*, since generation 5: {row.saved:+.2f} [{row.low:+.2f}, {row.high:+.2f}]; " in said
+    lost = (late_of(table, "image", 10)["on-alarm"] - late_of(table, "image", 10)["always"]).dropna()
+    assert f"to wait for the alarm instead of starting with the remedy: {lost.mean():+.2f} [" in said
     assert "the remedy never came (its alarms have not sounded)" in say(table_of(never=(0, 1, 2)), 10)
 
 

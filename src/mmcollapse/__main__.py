@@ -96,7 +96,8 @@ def rate(args):
     made = rate(settings.results_folder, only, args.arms or settings.arms, args.generation, args.tasks)
     print(f"made {made.page}: {made.tasks} tasks on {', '.join(made.arms)}, about {made.minutes} minutes a rater")
     print(f"made {made.key}: which is which; raters must not have it, and without it no rating can be read")
-    print(f"put the files that raters save into {made.page.parent}, then: make reproduce ONLY=09_human")
+    print(f"put the files that raters save into {made.page.parent}, then: make reproduce ONLY=09_human", end="")
+    print(f" PROFILE={args.profile} RESULTS={settings.results}" if args.profile != "nano" or args.results else "")
 
 
 def check(args):
@@ -109,7 +110,7 @@ def check(args):
         raise MMCollapseError(f"out={args.out!r}: is a file; a folder is needed for the report")
     found = check(args.generations, args.real, args.space, args.alpha, args.models, args.instruments)
     print(f"{found}\nmade {found.save(args.out)}")
-    return 3 if found.collapsing else 0
+    return 3 if found.collapsing else 4 if found.found["warning"] else 0
 
 
 def sweep(args):
@@ -227,7 +228,7 @@ COMMANDS = {
     trace: "from a row of a table or a figure to the run that made it",
     verify: "compute the numbers of results again on this machine",
     rate: "write the page on which people judge pictures of two or more arms",
-    check: "are sets of synthetic pictures, one a generation, collapsing? exit status 3 if they are",
+    check: "are sets of pictures, one a generation, collapsing? exit status 3: they are, 4: this judge cannot tell",
     fetch: "bring here what a profile needs from elsewhere: models, instruments, data",
     pretrain: "build the base models of a world",
     sweep: "choose learning rate and steps on pilot seeds",

@@ -5,7 +5,9 @@ check_statistics.py.
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +44,8 @@ class Check:
         verdict, collapsing     in words; whether collapse was found
         warning                 that the space was not made for such pictures, or ""
         alpha, n, space, side   false alarms allowed; pictures a set; feature space; pixels a side as measured
-        generations, real       {name, pictures, digest} of each set as given (real: None without)
+        generations, real       {number, name, pictures, digest} of each set as given (real: None without); number:
+                                what a filter generation=... calls it, else its place
         dimensions              by name {state: "collapsing", "passing" (some generation was outside its band, the last
                                 is not), "no sign" or "left out"; since: first generation from which on all later ones
                                 are outside, or None; by: metrics that say so; p; why: it was left out}
@@ -123,7 +126,7 @@ def check(
     side = _side(drawn, cannot)
     opened, name = _open(space, side, models, instruments)
     reads = hasattr(opened, "texts")
-    left_out = _left_out(sets, reals, name, reads, n, cannot)
+    left_out = _left_out(whole, sets, reals, name, reads, cannot)
     with tqdm(total=sum(len(one.entries) for one in drawn), desc="looking at pictures") as bar:
         rows, shown = zip(*(_features(opened, one, side, reads, bar) for one in drawn), strict=True)
     dimensions = rows[0].images.shape[1]
@@ -143,11 +146,20 @@ def check(
             f"Whether the features of {name}, made for photos, fit these pictures: nothing measured here tells."
         )
     cannot.append("Whether another run would do the same: these are sets of one chain.")
+    if "variance" not in left_out:
+        cannot.append(
+            "Whether pictures that spread are varied: broken ones, and mixtures of several, spread too, so that in "
+            "variance a collapse can show late or not at all. Look at fidelity and alignment beside it."
+        )
 
     found = compare(
         rows[: len(sets)], rows[-1] if reals else None, wanted, alpha, standardise=name != "inception", progress=True
     )
-    told = [{"name": one.name, "pictures": len(one.entries), "digest": digest_of(one.keys)[:20]} for one in whole]
+    numbers = _numbers([one.name for one in whole])
+    told = [
+        {"number": number, "name": one.name, "pictures": len(one.entries), "digest": digest_of(one.keys)[:20]}
+        for number, one in zip(numbers, whole, strict=True)
+    ]
     about = {"alpha": alpha, "n": n, "space": name, "side": side, "generations": told, "real": None}
     if reals:
         about["real"] = {"name": reals.name, "pictures": len(reals.entries), "digest": digest_of(reals.keys)[:20]}
@@ -158,9 +170,9 @@ def check(
             f"What real against real would show at this size: it takes two sets of {n} real pictures, and there are "
             f"{len(reals.entries)}."
         )
-    summary = _summary(found, left_out, n, alpha) | {"warning": warning, "start": _start(found)}
+    summary = _summary(found, left_out, n, alpha, numbers) | {"warning": warning, "start": _start(found)}
     found = summary | about | {"metrics": found, "left_out": left_out, "cannot": cannot}
-    labels = [f"generation {g}" for g in range(len(sets))] + ["real"] * bool(reals)
+    labels = [f"generation {number}" for number in numbers] + ["real"] * bool(reals)
     return Check(_plain(found), list(zip(labels, shown, strict=True)))
 
 
@@ -191,6 +203,11 @@ def _same(sets: Sequence[Set]) -> bool:
     return all(sorted(one.keys) == sorted(sets[0].keys) for one in sets)
 
 
+def _same_captions(sets: Sequence[Set]) -> bool:
+    """Whether all sets have the same captions: those are prompts, and of the pictures that answer to them."""
+    return len({tuple(sorted(str(entry.caption) for entry in one.entries)) for one in sets}) == 1
+
+
 def _side(sets: list[Set], cannot: list[str]) -> int:
     """Pixels a side that all pictures are brought to: the smallest there is."""
     found = sides(sets)
@@ -218,18 +235,29 @@ def _open(space: str | None, side: int, models: Path, instruments: Path):
     return open_space(name, models, instruments, "cuda" if torch.cuda.is_available() else "cpu"), name
 
 
-def _left_out(sets: list[Set], reals: Set | None, space: str, reads: bool, n: int, cannot: list[str]) -> dict[str, str]:
-    """Metric -> why it is not measured."""
+def _numbers(names: list[str]) -> list[int]:
+    """What generations are called: as their filters say (FILE.parquet:generation=5), if those rise, else 0, 1, ..."""
+    said = [re.search(r":(?:.* )?generation=(\d+)", name) for name in names]
+    numbers = [int(found.group(1)) for found in said if found]
+    rise = len(numbers) == len(names) and all(a < b for a, b in itertools.pairwise(numbers))
+    return numbers if rise else list(range(len(names)))
+
+
+def _left_out(whole: list[Set], sets: list[Set], reals: Set | None, space: str, reads: bool, cannot: list[str]) -> dict:
+    """Metric -> why it is not measured. whole: the generations; sets: as many pictures of each."""
     out: dict[str, str] = {}
+    n, different = len(sets[0].entries), len({entry.caption for entry in sets[0].entries})
     if without := [one.name for one in sets if not one.captioned]:
         out |= dict.fromkeys((*OF_CAPTIONS, *OF_PAIRS), f"no captions in {without[0]}")
-    elif not reads:
+    elif not _same(whole) and _same_captions(whole):
+        out |= dict.fromkeys(OF_CAPTIONS, "all generations have the same captions")
+    if not without and not reads:
         out |= dict.fromkeys((*OF_PAIRS, "caption_variance"), f"{space} reads no text; clip and the judge do")
     if reals is None:
         out |= dict.fromkeys(OF_REAL, "no real pictures to compare with")
     if _same(sets):
         out |= dict.fromkeys(("variance", "vendi", *OF_REAL), "all generations are of the same pictures")
-    elif not without and (different := len({e.caption for e in sets[0].entries})) < 0.8 * n:
+    elif not without and not _same_captions(whole) and different < 0.8 * n:
         cannot.append(
             f"Generation 0 has {different} different captions for {n} pictures. Pictures of one prompt are no "
             "independent ones: unless all generations answer to the same prompts, changes are less sure than is said."
@@ -274,13 +302,15 @@ def _foreign(models: Path, one: Set, cannot: list[str]) -> str:
 # ---- the verdict
 
 
-def _summary(metrics: dict, left_out: dict[str, str], n: int, alpha: float) -> dict:
-    """verdict, collapsing and dimensions of a Check."""
+def _summary(metrics: dict, left_out: dict[str, str], n: int, alpha: float, numbers: list[int]) -> dict:
+    """verdict, collapsing and dimensions of a Check. numbers: what the generations are called."""
     dimensions = {}
     for name in DIMENSIONS:
         own = {metric: found for metric, found in metrics.items() if found["dimension"] == name}
         if own:
             dimensions[name] = _dimension(own, alpha)
+            if dimensions[name]["since"]:
+                dimensions[name]["since"] = numbers[dimensions[name]["since"]]
         else:
             why = next(left_out[metric] for metric, about in METRICS.items() if about.dimension == name)
             dimensions[name] = {"state": "left out", "since": None, "by": [], "p": None, "why": why}

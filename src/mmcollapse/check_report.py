@@ -24,11 +24,12 @@ STATES = {"collapsing": "failed", "passing": "inconclusive", "no sign": "passed"
 
 
 def in_words(found: dict) -> str:
-    """Verdict and a line a dimension, at most a dozen lines."""
-    lines = textwrap.wrap(found["verdict"], 110) + textwrap.wrap(found["warning"], 110)
+    """Warning, verdict, a line a dimension, and what this cannot know."""
+    lines = textwrap.wrap(found["warning"], 110) + textwrap.wrap(found["verdict"], 110)
     alarms = f"a false alarm in {100 * found['alpha']:.3g}% of checks"
     lines.append(f"{found['n']} pictures a generation, space {found['space']}; {alarms}")
-    rows = [("dimension", "metric", "gen 0", f"gen {len(found['generations']) - 1}", "real", "change", "band", "p", "")]
+    first, last = (f"gen {found['generations'][g]['number']}" for g in (0, -1))
+    rows = [("dimension", "metric", first, last, "real", "change", "band", "p", "")]
     for name, dimension in found["dimensions"].items():
         if dimension["state"] == "left out":
             rows.append((name, f"left out: {dimension['why']}", *[""] * 7))
@@ -38,6 +39,9 @@ def in_words(found: dict) -> str:
     widths = [max(len(row[k]) for row in short) for k in range(len(rows[0]))]
     widths[0] = max(len(row[0]) for row in rows)
     lines += ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.append("What this cannot know:")
+    for line in found["cannot"]:
+        lines += textwrap.wrap(line, 110, initial_indent="- ", subsequent_indent="  ")
     return "\n".join(lines)
 
 
@@ -76,7 +80,8 @@ def in_share(value: float, about: dict, start: float) -> str:
     """A change: in percent of generation 0's value, or as it is where a metric has no such share."""
     if about["generations"][-1]["share"] is None:
         return f"{value:+.2g}"
-    return f"{100 * value / abs(start):+.2g}%"
+    share = 100 * value / abs(start)
+    return f"{share:+.0f}%" if abs(share) >= 10 else f"{share:+.2g}%"
 
 
 # ---- files
@@ -147,7 +152,7 @@ def _metrics(found: dict):
     for (metric, about), ax in zip(metrics.items(), axes, strict=True):
         values, later = np.array(about["values"]), about["generations"]
         band = np.array([later[0]["band"], *(cell["band"] for cell in later)])
-        x = np.arange(len(values))
+        x = np.array([generation["number"] for generation in found["generations"]])
         ax.fill_between(x, values[0] - band, values[0] + band, color=BAND, alpha=0.25, linewidth=0)
         ax.axhline(values[0], color=BAND, linewidth=0.8)
         if real := about["real"]:

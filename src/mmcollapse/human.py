@@ -368,10 +368,15 @@ def say(frame: pd.DataFrame) -> str:
         first, *arms = own[own.part == "preference"].itertuples()
         text = f"- *{question}*: alpha {_with_interval(alpha)}; preferred to {first.name}: "
         text += ", ".join(f"{arm.name} {_with_interval(arm)}" for arm in arms)
-        best = own[(own.part == "correlation") & own.value.notna()].head(3)
+        asked = own[own.part == "correlation"]
+        best = asked[asked.value.notna()]
         if len(best):
-            named = (f"{m.name} ({m.space}) rho {m.value:.2f}, p {m.p:.2f}" for m in best.itertuples())
-            text += f"; nearest metrics: {', '.join(named)}"
+            named = (f"{m.name} ({m.space}) rho {m.value:.2f}, p {m.p:.2f}" for m in best.head(3).itertuples())
+            text += f"; nearest of {len(best)} metrics, p not corrected for their number: {', '.join(named)}"
+            if (ties := int((best.value.abs() >= best.value.abs().max()).sum())) > 3:
+                text += f" ({ties} are as near)"
+        elif len(asked):
+            text += f"; no metric can be compared ({asked.note.iloc[0]})"
         lines.append(text)
     return "\n".join(lines)
 

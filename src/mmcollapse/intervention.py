@@ -26,6 +26,19 @@ def since(table: pd.DataFrame, modality: str, arm: str) -> pd.Series:
     return of_sets(table, "switched", modality, arm).min()
 
 
+def late_of(table: pd.DataFrame, modality: str, planned: int) -> dict[str, pd.Series]:
+    """Share all right of late (0 to 1) of every arm of one model, by seed."""
+    metric, measurement, space = QUALITY[modality]
+    rows = table[(table.modality == modality) & (table.metric == metric) & (table.measurement == measurement)]
+    rows = rows[(rows.space == space) & (rows.subset == "test") & (rows.seed >= 0) & rows.value.notna()]
+    rows = rows[(rows.model != "pool") & ~rows.model.str.startswith("student")]
+    return {
+        arm: stats.chain_scalars(own, "late", planned).value.dropna()
+        for arm, own in rows.groupby("arm", sort=False)
+        if own.model.nunique() == 1
+    }
+
+
 def summary(table: pd.DataFrame, planned: int) -> pd.DataFrame:
     """A row for each arm with a remedy, of one model, and for each control: modality, arm, seeds, never (in how many of
     these its remedy never came; NaN of a control), since (mean of the others), pairs (real ones, in all generations
@@ -36,15 +49,7 @@ def summary(table: pd.DataFrame, planned: int) -> pd.DataFrame:
     planned: the last generation."""
     out = []
     for modality, never in NEVER.items():
-        metric, measurement, space = QUALITY[modality]
-        rows = table[(table.modality == modality) & (table.metric == metric) & (table.measurement == measurement)]
-        rows = rows[(rows.space == space) & (rows.subset == "test") & (rows.seed >= 0) & rows.value.notna()]
-        rows = rows[(rows.model != "pool") & ~rows.model.str.startswith("student")]
-        late = {
-            arm: stats.chain_scalars(own, "late", planned).value.dropna()
-            for arm, own in rows.groupby("arm", sort=False)
-            if own.model.nunique() == 1
-        }
+        late = late_of(table, modality, planned)
         arms = [*CONTROLS[modality], *table.arm[(table.metric == "switched") & (table.modality == modality)].unique()]
         for arm in (a for a in arms if a in late and never in late):
             less = "recursive" if arm == "on-alarm-matched" else never
@@ -78,7 +83,22 @@ def say(table: pd.DataFrame, planned: int) -> str:
             rest = f", in {row.never:.0f} of {row.seeds} seeds never" if row.never else ""
             each = f"; {row.each:+.3f} for {PER} of its {row.pairs:,.0f} real pairs" if row.pairs else ""
             lines.append(f"  - *{arm}*, since generation {row.since:.3g}{rest}: {row.saved:+.2f}{interval}{each}")
+        if told := _waiting(table, modality, planned):
+            lines.append(f"  - {told}")
     return "\n".join(lines) + "\n"
+
+
+def _waiting(table: pd.DataFrame, modality: str, planned: int) -> str:
+    """What waiting for the alarm costs, in words: late of on-alarm less that of always, paired by seed."""
+    late = late_of(table, modality, planned)
+    if not {"on-alarm", "always"} <= set(late) or not len(lost := (late["on-alarm"] - late["always"]).dropna()):
+        return ""
+    low, high = stats.t_interval(lost.to_numpy()) if len(lost) > 2 else (math.nan, math.nan)
+    interval = f" [{low:+.2f}, {high:+.2f}]" if low == low else ""
+    pairs = [of_sets(table, "real_pairs", modality, arm).sum().mean() for arm in ("on-alarm", "always")]
+    return f"to wait for the alarm instead of starting with the remedy: {lost.mean():+.2f}{interval}, with " + (
+        f"{pairs[0]:,.0f} real pairs instead of {pairs[1]:,.0f}"
+    )
 
 
 def _never(arms: pd.DataFrame) -> float:

@@ -26,12 +26,13 @@ def draw(source: Source) -> Drawn:
     note = textwrap.wrap(
         f"When alarms first sound in chains that collapse ({collapsing}; small: one seed, large: their median; none: "
         "it never sounds), beside the half-life of their quality (line: median, band: all seeds; none: more than half "
-        f"is left), and how often they sound in healthy chains ({healthy}; 95% Clopper-Pearson interval; lower is "
-        f"better) and in those whose data are made once (hollow: {slow}). An alarm sounds when a metric has moved from "
-        "generation 0 by more than two sets of real data of this size differ, at a rate of "
-        f"{alarms.RATE:.0%} a chain (dotted). Bold: the rate on healthy chains may be the stated one. Earliest of "
-        f"these: {alarms.earliest(judged)}. Quality: all right. n = {judged.collapsing.max()} and "
-        f"{judged.healthy.max()} seeds, generations 0 to {source.planned}; {source.about}.",
+        "is left; numbers: generations from alarm to half-life, median), and how often they sound in healthy chains "
+        f"({healthy}; 95% Clopper-Pearson interval; lower is better) and in those whose data are made once (hollow: "
+        f"{slow}). An alarm sounds when a metric has moved from generation 0 by more than two sets of real data of "
+        f"this size differ, at a rate of {alarms.RATE:.0%} a chain (dotted). Bold: the rate on healthy chains may be "
+        f"the stated one. Earliest of these: {alarms.earliest(judged)}. Quality: all right. n = "
+        f"{judged.collapsing.max()} and {judged.healthy.max()} seeds, generations 0 to {source.planned}; "
+        f"{source.about}.",
         LETTERS,
     )
     head, foot, left, split = 0.35, 0.5, 2.5, 0.62
@@ -76,6 +77,8 @@ def _times(ax, rows, found, lives, planned: int):
         ax.plot(first, y + np.asarray(spread), "o", color=color, markersize=2.6, alpha=0.6, linestyle="")
         if np.isfinite(row.generation):
             ax.plot(row.generation, y, "D", color=color, markersize=5.5, markeredgecolor="white", markeredgewidth=0.5)
+        if np.isfinite(row.lead):
+            ax.text(planned + 0.6, y, f"{row.lead:+.1f}", ha="right", va="center", fontsize=6.5, color="#555555")
     ax.set(xlim=(0.4, planned + 0.6), ylim=(len(rows) - 0.5, -0.5), xlabel="generation (earlier is better)")
     ax.set_yticks(range(len(rows)), rows.alarm, fontsize=7)
     for label, honest in zip(ax.get_yticklabels(), rows.honest, strict=True):

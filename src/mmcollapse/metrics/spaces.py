@@ -39,7 +39,8 @@ def open_space(name: str, models: Path, instruments: Path, device: str = "cpu"):
     own = name.startswith("judge")
     folder = Path(models if own else instruments) / name
     if not (folder / FILES[name]).is_file():
-        how = "`make pretrain` makes it" if own else "put it there, or give another folder as the setting instruments"
+        how = "`make pretrain` makes it" if own else f"`make fetch WHAT={name}` brings it"
+        how += "" if own else ", or give the folder that has it (setting, or option of check: instruments)"
         raise MMCollapseError(f"feature space {name!r} needs {folder / FILES[name]}, which is not there: {how}")
     return {"inception": Inception, "dino": Dino}.get(name, Judge)(folder, device)
 
