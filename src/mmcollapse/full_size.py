@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -49,7 +50,7 @@ WANTED = {  # times as fast, on one H100
 }
 
 
-def full_size(settings: Settings, folder: Path, rates: Path, full: bool = True, seconds: float = 20.0):
+def full_size(settings: Settings, folder: Path, rates: Path, full: bool = True, seconds: float = 5.0):
     """Print rates of the first generator and captioner of the settings, in their full size if `full`, and add each to
     the table `rates` as soon as it is measured. Stand-ins are written to `folder` if they are not there. seconds: of
     each measurement, about. MMCollapseError: there is no stand-in for one of them."""
@@ -66,8 +67,8 @@ def full_size(settings: Settings, folder: Path, rates: Path, full: bool = True, 
     print(f"{machine(device)}\nprofile {settings.profile}, {settings.dtype}, random weights", end=", ")
     print(f"{STEPS} steps, {WORDS} tokens\n")
     at = _Bench(settings, device, rates, seconds)
+    at.captioner(names["captioner"], place[names["captioner"]])  # first, for nothing of it is compiled
     at.generator(names["generator"], place[names["generator"]])
-    at.captioner(names["captioner"], place[names["captioner"]])
     for short, name in SPACES.items():
         if not (instruments / short).exists():
             (instruments / short).symlink_to(place[name].absolute())
@@ -94,8 +95,9 @@ class _Bench:
             while time.perf_counter() - begun < self.seconds:
                 done += work()
                 self._wait()
-        except (torch.OutOfMemoryError, MMCollapseError):  # see memory.AtOnce
-            print(f"  {what:<18}{way:<8} does not fit in the memory of this GPU", flush=True)
+        except Exception as error:  # one way that fails must not cost the others their numbers
+            why = " ".join(str(error).split())[:200]
+            print(f"  {what:<18}{way:<8} FAILED: {type(error).__name__}: {why}", flush=True)
             return 0.0
         pace = done / (time.perf_counter() - begun)
         memory = torch.cuda.max_memory_allocated() / 1e9 if self.device == "cuda" else 0.0
@@ -131,18 +133,27 @@ class _Bench:
     def generator(self, name: str, place: Path):
         s, self.kind = self.settings, "generator"
         self._adapted_generator(name, place)
-        prompts, pipe = _captions(s.batch), _pipeline(place, self.device)
+        prompts = _captions(s.batch)
+        self.pace("making pictures", "(a)", self._one_by_one(place, prompts[0]), model=name)
+        self._rest()  # before more is loaded
+        with plain():  # not compiled
+            adapter = load(place, self.device, s.dtype)
+        pictures = _pictures(s.batch, s.image_size)
+        # (a): the U-Net whole, in float32 with autocast, a pair a step
+        self.pace("fine-tuning", "(a)", self._loop(adapter, pictures, prompts, 1, flush=True), model=name)
+        self._as_lora_example(adapter)
+        self.pace("fine-tuning", "(b)", self._loop(adapter, pictures, prompts, s.batch, flush=False), model=name)
+        print()
 
-        def one_by_one() -> int:
-            pipe(prompts[0], num_inference_steps=STEPS, guidance_scale=s.data_guidance, output_type="np")
+    def _one_by_one(self, place: Path, prompt: str) -> Callable[[], int]:
+        """(a): the pipeline's own call."""
+        pipe, told = _pipeline(place, self.device), {"guidance_scale": self.settings.data_guidance}
+
+        def one() -> int:
+            pipe(prompt, num_inference_steps=STEPS, output_type="np", **told)
             return 1
 
-        self.pace("making pictures", "(a)", one_by_one, model=name)
-        pipe.to("cpu")  # out of the way
-        pictures = _pictures(s.batch, s.image_size)
-        for way, loop in {"(b)": self._lora_example, "(a)": self._public}.items():
-            self.pace("fine-tuning", way, loop(place, pictures, prompts), model=name)
-        print()
+        return one
 
     def _adapted_generator(self, name: str, place: Path):
         s = self.settings
@@ -157,13 +168,15 @@ class _Bench:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"), adapter._autocast():
             operations = flops(lambda: adapter.predict(adapter.denoiser, noise, at, told, return_dict=False))
         how, passes = f"{side} px, {s.dtype}", decoding.passes()
+        adapter.pipe.scheduler.set_timesteps(STEPS)
+        really = passes * len(adapter.pipe.scheduler.timesteps) / STEPS  # PNDM makes one step more
         make = partial(adapter.make, prompts, decoding, keys, n)
-        made = self.pace("making pictures", "ours", lambda: len(make()), passes * operations)
+        made = self.pace("making pictures", "ours", lambda: len(make()), really * operations)
         latents = torch.randn(n, *adapter.shape, device=self.device)
         decoded = self.pace("decoding", "ours", lambda: len(adapter.decode(latents)))
         self.rate(name, "decode", decoded, n, how)
         if made and decoded:
-            self.rate(name, "denoise", passes / (1 / made - 1 / decoded), n, f"{how}, batch {n}, compiled")
+            self.rate(name, "denoise", passes / (1 / made - 1 / decoded), n, f"{how}, batch {n}, compiled by blocks")
         self._fine_tuning(name, model, adapter.encode(_pictures(s.batch, side), _captions(s.batch)), how, operations)
 
     def _fine_tuning(self, name: str, model: Model, data: dict[str, torch.Tensor], how: str, operations: float = 0.0):
@@ -181,29 +194,21 @@ class _Bench:
         for at_once in (whole, model.at_once):
             if at_once is whole or at_once.n < whole.n:
                 way = "ours" if at_once is whole else f"{at_once.n} at once"
-                # a backward pass costs twice a forward one
-                pace = self.pace("fine-tuning", way, lambda a=at_once: fit(a), 3 * operations)
+                # a backward pass costs as much as a forward one, and as much again where weights have gradients
+                times = (2 if s.method == "lora" else 3) + (s.checkpointing == "yes")
+                pace = self.pace("fine-tuning", way, lambda a=at_once: fit(a), times * operations)
                 told = f"{how}, {s.method}, batch {s.batch}, {at_once.n} at once, checkpointing {s.checkpointing}"
                 self.rate(name, "train", pace, s.batch, told)
 
-    def _lora_example(self, place: Path, pictures: np.ndarray, prompts: list[str]) -> Callable[[], int]:
-        """(b), at the batch of the settings."""
+    def _as_lora_example(self, adapter):
+        """(b), at the batch of the settings: what is frozen in half precision, as in diffusers' example."""
         s = self.settings
-        with plain():  # not compiled
-            adapter = load(place, self.device, s.dtype)
         low = torch.bfloat16 if s.dtype == "bfloat16" else torch.float32
         for name, part in adapter.pipe.components.items():
             # the VAE stays in float32, as that of SDXL does in its example
             if isinstance(part, torch.nn.Module) and not (name == "vae" and adapter.vae_whole):
                 part.to(low)
         adapter.prepare("lora", s.rank, s.lora_generator, s.checkpointing == "yes")
-        return self._loop(adapter, pictures, prompts, s.batch, flush=False)
-
-    def _public(self, place: Path, pictures: np.ndarray, prompts: list[str]) -> Callable[[], int]:
-        """(a): the U-Net whole, in float32 with autocast, a pair a step."""
-        with plain():
-            adapter = load(place, self.device, self.settings.dtype)
-        return self._loop(adapter, pictures, prompts, 1, flush=True)
 
     def _loop(self, adapter, pictures: np.ndarray, prompts: list[str], batch: int, flush: bool) -> Callable[[], int]:
         parameters = list(adapter.trainable().values())
@@ -284,10 +289,12 @@ class _Bench:
         }
         few |= {n: str(folder / "chain" / n) for n in ("runs", "results", "figures")}
         few |= {"instruments": str(folder / "instruments"), "measure": "brief"}
+        shutil.rmtree(folder / "chain", ignore_errors=True)  # or finished work would be found there
         self._rest()
         began = time.perf_counter()
         try:
-            run_experiment("01_variance", replace(s, **few))
+            with torch.compiler.set_stance("force_eager"):  # so few pictures are not worth kernels of their own
+                run_experiment("01_variance", replace(s, **few))
         except MMCollapseError as error:
             print(f"  FAILED: {error}")
             return
