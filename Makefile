@@ -72,6 +72,12 @@ GENS =
 REAL =
 ## for make check: inception, clip or dino; empty: the judge of scenes
 SPACE =
+## for make check: the folder that has inception/, clip/ or dino/; empty: where make fetch puts them
+INSTRUMENTS =
+## for make check: how often it may cry wolf; empty: 0.05
+ALPHA =
+## for make check: the folder of its page and JSON; empty: check
+OUT =
 ## for make test: arguments for pytest, such as ARGS="-k store"
 ARGS =
 ## a further package index for make env, such as one with CPU builds of torch
@@ -185,7 +191,8 @@ bench: $(ENV)
 
 ## are the sets in GENS, of any origin, collapsing? A page in check/, and failure (3) if they are
 check: $(ENV)
-	@$(PY) -m mmcollapse check $(foreach gen,$(GENS),'$(gen)') $(call option,REAL,real) $(call option,SPACE,space)
+	@$(PY) -m mmcollapse check $(foreach gen,$(GENS),'$(gen)') $(call option,REAL,real) $(call option,SPACE,space) \
+	  $(call option,INSTRUMENTS,instruments) $(call option,ALPHA,alpha) $(call option,OUT,out)
 
 ## run the tests
 test: $(ENV)

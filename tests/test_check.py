@@ -21,6 +21,7 @@ from mmcollapse.check_subsets import DIMENSIONS, METRICS, OF_REAL, Rows, Subsets
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.metrics import alignment, captions, images
 from mmcollapse.pairs import FILE, save_pairs
+from test_spaces import instruments  # noqa: F401
 
 LEFT_OUT = dict.fromkeys(METRICS, "not measured here")
 MEASURED = [metric for metric in METRICS if metric != "fid"]
@@ -499,6 +500,16 @@ def test_what_was_not_given_is_left_out_and_said(sets, tmp_path, world):
     assert len(words.splitlines()) <= 12 and "no sign" in words and unknown.count("\n- ") == len(found.found["cannot"])
     assert any("mixtures of several, spread too" in line for line in found.found["cannot"])
     assert "<script" not in found.save(tmp_path / "out").read_text()
+
+
+@pytest.mark.parametrize("space", ["clip", "inception", "dino"])
+def test_spaces_of_published_networks_are_asked_too(sets, instruments, space):  # noqa: F811
+    """Stand-ins of their classes and layouts; only CLIP reads captions."""
+    found = check([sets / "gen0", sets / "gen1"], sets / "real", space, instruments=instruments).found
+    assert found["space"] == space and {"kid", "precision", "variance"} <= set(found["metrics"])
+    assert ("P" in found["metrics"]) == (space == "clip") and found["warning"] == ""
+    assert space == "clip" or found["dimensions"]["alignment"]["why"] == f"{space} reads no text; clip and the judge do"
+    assert any(f"the features of {space}, made for photos" in line for line in found["cannot"])
 
 
 def test_prompts_that_come_again_are_no_captions_to_compare(sets, tmp_path):
