@@ -72,9 +72,9 @@ GENS =
 REAL =
 ## for make check: inception, clip or dino; empty: the judge of scenes
 SPACE =
-## for make check: the folder that has inception/, clip/ or dino/; empty: where make fetch puts them
+## for make check: folder of inception/, clip/, dino/; empty: that of make fetch
 INSTRUMENTS =
-## for make check: how often it may cry wolf; empty: 0.05
+## for make check: share of checks that may raise a false alarm; empty: 0.05
 ALPHA =
 ## for make check: the folder of its page and JSON; empty: check
 OUT =
