@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import psutil
@@ -12,7 +13,7 @@ import pytest
 
 from mmcollapse.__main__ import main
 from mmcollapse.errors import MMCollapseError
-from mmcollapse.experiment import Chain, Done
+from mmcollapse.experiment import Chain, Done, Run
 from mmcollapse.experiments import arms_of
 from mmcollapse.pool import Pool, cost, open_pool
 from mmcollapse.settings import load_settings
@@ -163,3 +164,21 @@ def test_mistakes_are_refused_by_name(capsys, tmp_path):
     with pytest.raises(MMCollapseError, match="no dask scheduler answers there"):
         with open_pool(1, False, scheduler="tcp://127.0.0.1:9"):
             pass
+
+
+def test_arms_whose_models_are_not_at_hand_are_left_for_another_run(tmp_path, capsys):
+    """In a study; a notebook, which is to have them all, refuses them by name."""
+    folders = {name: str(tmp_path / name) for name in ("runs", "results", "figures")}
+    s = load_settings("smoke", "03_diversity", generators="generator,generator-none", populations="1,2", **folders)
+    run = Run("03_diversity", s, partly=True)
+    todo = {c.protocol.arm for c in run.todo if c.protocol.roles == ("generator",)}
+    left = {c.protocol.arm for c in run.chains if c.protocol.roles == ("generator",)} - todo
+    assert todo == {"clones-2", "alone-compute-2"} and left == {"alone", "real", "gen0", "pool-2", "frozen-pool-2"}
+    assert sum(c.protocol.roles == ("captioner",) for c in run.todo) == len(run.chains) // 2
+    assert (
+        "generator alone is left for another run: generator-none not at hand (make pretrain" in capsys.readouterr().out
+    )
+    with pytest.raises(MMCollapseError, match="no model in .*generator-none: make pretrain STAGES=generator-none"):
+        Run("03_diversity", s)
+    with pytest.raises(MMCollapseError, match="no model in .*generator-none"):  # the first is needed in any case
+        Run("03_diversity", replace(s, generators="generator-none,generator"), partly=True)

@@ -141,12 +141,8 @@ def open_study(settings: Settings, protocols: Sequence[Protocol] = (), kept: dic
         # Small models train half as fast again on one thread as on two (`make bench`), and results do not depend on how
         # many cores there are; several notebooks run at once instead.
         torch.set_num_threads(1)
-    wanted = {role: [zoo[role][0]] for role in ROLES}
-    for protocol in protocols:
-        for member in protocol.members(zoo):
-            wanted[member.role].append(member.model)
-    missing = [n for names in wanted.values() for n in dict.fromkeys(names) if not settings.model_folder(n).is_dir()]
-    if missing:
+    wanted = models_of(settings, protocols)
+    if missing := [n for names in wanted.values() for n in names if not settings.model_folder(n).is_dir()]:
         raise MMCollapseError(
             f"no model in {', '.join(str(settings.model_folder(n)) for n in missing)}: make pretrain "
             f"STAGES={','.join(missing)} makes those of the zoo (on a GPU); or name others in the settings generators "
@@ -159,7 +155,7 @@ def open_study(settings: Settings, protocols: Sequence[Protocol] = (), kept: dic
     trained = (device, settings.dtype, settings.method, settings.rank)
     trained += (settings.lora_generator, settings.lora_captioner, settings.checkpointing)
     for role, names in wanted.items():
-        for name in dict.fromkeys(names):
+        for name in names:
             place = settings.model_folder(name)
             try:
                 model = once(("model", place, *trained), partial(_open_model, place, device, settings))
@@ -194,6 +190,16 @@ def open_study(settings: Settings, protocols: Sequence[Protocol] = (), kept: dic
     tools = once(key, lambda: open_instruments(study, device))
     tools.study = study
     return study, tools
+
+
+def models_of(settings: Settings, protocols: Sequence[Protocol]) -> dict[str, list[str]]:
+    """Names of the models that chains of `protocols` need, by role; the first of the zoo in any case."""
+    zoo = {role: tuple(listed(settings, f"{role}s")) for role in ROLES}
+    found = {role: dict.fromkeys(zoo[role][:1]) for role in ROLES}
+    for protocol in protocols:
+        for member in protocol.members(zoo):
+            found[member.role][member.model] = None
+    return {role: list(names) for role, names in found.items()}
 
 
 def _open_model(place: Path, device: str, settings: Settings) -> Model:
@@ -323,13 +329,22 @@ class Run:
     """An experiment under way: what there is to do, and what comes of it.
 
     chains: all of the experiment's; todo: those that neither this run nor, in the folder `before`, an earlier one has
-    finished. kept: see open_study."""
+    finished. kept: see open_study. partly: arms whose models are not at hand are left for another run, and named;
+    else that is an error."""
 
-    def __init__(self, experiment: str, settings: Settings, before: Path | None = None, kept: dict | None = None):
+    def __init__(
+        self,
+        experiment: str,
+        settings: Settings,
+        before: Path | None = None,
+        kept: dict | None = None,
+        partly: bool = False,
+    ):
         self.experiment, self.settings, self.began = experiment, settings, time.monotonic()
         self.before = before
         self.protocols, self.claims = arms_of(experiment, settings), claims_digest()
-        self.study, self.tools = open_study(settings, self.protocols, kept)
+        able = [p for p in self.protocols if not (partly and self._absent(p))]
+        self.study, self.tools = open_study(settings, able, kept)
         copied = {p.noise_like for p in self.protocols}
         self.chains = [
             Chain(experiment, p, k, settings, p.arm in copied)
@@ -338,9 +353,25 @@ class Run:
         ]
         self.known = earlier(before, experiment, settings, self.study, self.chains) if before else Earlier()
         print("".join(f"{line}\n" for line in self.known.refused), end="", flush=True)
-        self.todo = [c for c in self.chains if (c.protocol.roles, c.protocol.arm, c.seed) not in self.known.chains]
+        self.todo = [
+            c
+            for c in self.chains
+            if c.protocol in able and (c.protocol.roles, c.protocol.arm, c.seed) not in self.known.chains
+        ]
         self.dones: list[Done] = []
         self.world, self.stages = None, {"measuring": 0.0}  # seconds, summed over chains
+
+    def _absent(self, protocol: Protocol) -> list[str]:
+        """The models of an arm that are not at hand; if there are any, a line says so."""
+        names = [name for found in models_of(self.settings, [protocol]).values() for name in found]
+        absent = [name for name in names if not self.settings.model_folder(name).is_dir()]
+        if absent:
+            print(
+                f"{self.experiment}: {protocol.name} is left for another run: {', '.join(absent)} not at hand (make "
+                f"pretrain STAGES={','.join(absent)})",
+                flush=True,
+            )
+        return absent
 
     def measure_world(self):
         """Measure real data, unless an earlier run has done so, and tell which alarms cannot sound."""

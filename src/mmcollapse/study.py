@@ -24,7 +24,7 @@ def run_study(settings: dict[str, Settings], pool: Pool, before: Path | None = N
     """Run the chains of the experiments in `settings` and write their tables (see experiment.Run and run_chains).
     before: a folder of tables whose chains are taken over. Returns what failed, a line each."""
     kept, problems = {}, []
-    runs = {name: Run(name, s, before, kept) for name, s in settings.items()}
+    runs = {name: Run(name, s, before, kept, partly=True) for name, s in settings.items()}
     for run in runs.values():
         done = len(run.chains) - len(run.todo)
         print(f"{run.experiment}: {len(run.chains)} chains, {done} of them done by earlier runs", flush=True)
