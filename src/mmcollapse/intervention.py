@@ -73,7 +73,8 @@ def say(table: pd.DataFrame, planned: int) -> str:
         lines += [f"**{'One seed decides' if seeds == 1 else f'{seeds} seeds decide'} nothing;** so it was here:", ""]
     for modality, rows in found.groupby("modality", sort=False):
         arms = rows.set_index("arm")
-        lines.append(f"- {NAMES[modality]}, late all right {_never(arms):.2f} without a remedy: " + _controls(arms))
+        never = late_of(table, modality, planned)[NEVER[modality]].mean()
+        lines.append(f"- {NAMES[modality]}, late all right {never:.2f} without a remedy: " + _controls(arms))
         for arm, row in arms[arms.never.notna()].iterrows():
             if row.never == row.seeds:
                 why = table.missing[(table.arm == arm) & (table.modality == modality) & (table.metric == "switched")]
@@ -99,12 +100,6 @@ def _waiting(table: pd.DataFrame, modality: str, planned: int) -> str:
     return f"to wait for the alarm instead of starting with the remedy: {lost.mean():+.2f}{interval}, with " + (
         f"{pairs[0]:,.0f} real pairs instead of {pairs[1]:,.0f}"
     )
-
-
-def _never(arms: pd.DataFrame) -> float:
-    """late of the chain without a remedy."""
-    first = arms.iloc[0]
-    return first.late - first.saved
 
 
 def _controls(arms: pd.DataFrame) -> str:
