@@ -71,3 +71,14 @@ def test_a_figure_that_would_change_is_refused(tmp_path, smoke, monkeypatch):
     monkeypatch.setattr("mmcollapse.ship.selected", lambda frame, rows: frame.generation < 0)
     with pytest.raises(MMCollapseError, match="needs samples that were left"):
         ship(smoke.folder / "results", tmp_path / "to", tmp_path / "figures")
+
+
+def test_what_was_shipped_before_stays(tmp_path, smoke):
+    """Another experiment of the same study is shipped beside it."""
+    for name in ("01_variance", "02_decoding_budget"):
+        (tmp_path / name).mkdir()
+        for path in (smoke.folder / "results").glob(f"{name}.*"):
+            (tmp_path / name / path.name).write_bytes(path.read_bytes())
+        ship(tmp_path / name, tmp_path / "to", tmp_path / "figures")
+    drawn = {path.name[:2] for path in (tmp_path / "figures").glob("*.png")}
+    assert {path.name[:2] for path in (tmp_path / "to").glob("*.parquet")} == drawn == {"01", "02"}
