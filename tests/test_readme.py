@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mmcollapse.intervention import NEVER, late_of, of_sets
 from mmcollapse.table import read_table
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +56,19 @@ def test_the_percentages_are_those_of_the_shipped_table():
     arms = [("image", "guidance 1", a) for a in ("recursive", "real", "gen0")]
     arms += [("text", "sampled", a) for a in ("recursive", "recursive-drift")]
     assert said == [round(100 * means[arm]) for arm in arms]
+
+
+def test_what_remedies_saved_is_what_the_shipped_table_says():
+    text = (ROOT / "README.md").read_text()
+    start = text.index("Generators without real data get")
+    said = [int(x) for x in re.findall(r"(\d+)%", text[start : text.index("So waiting", start)])]
+    table, expected = read_table(ROOT / "data" / "results" / "study" / "08_intervention.parquet"), []
+    for modality, never in NEVER.items():
+        late = late_of(table, modality, 10)
+        expected += [round(100 * late[arm].mean()) for arm in (never, "always", "on-alarm", "late-7", "real")]
+    assert said == expected
+    pairs = {arm: of_sets(table, "real_pairs", "image", arm).sum().mean() for arm in ("always", "on-alarm")}
+    assert pairs["on-alarm"] / pairs["always"] == pytest.approx(5 / 6)
 
 
 def test_the_table_of_the_zoo_is_that_of_the_scores():
