@@ -236,10 +236,10 @@ def remedies(s: Settings) -> list[Protocol]:
 REPEATED = {"subsample": {"keep": "subsample", "anchored": True}, "real-25%": {"real_share": 0.25}}
 
 
-# The alarm that decides. Precision first falls in generation 2 or 3 of *recursive*, of 300 pictures as of 1,000 (3 seeds
-# each), and never on *real*; recall, of 300, hardly ever falls. Of 2,000 pictures, as the study has them, that turns: a
-# healthy chain moves by more than two sets of real data differ, and then recall is the honest one. In text the variety of
-# words goes first (Guo et al. 2024, arXiv 2311.09807): in generation 2 under drift, never on real data.
+# The alarm that decides. Precision first falls in generations 1 to 3 of *recursive*, of 300 pictures as of 1,000 (3
+# seeds each), and never on *real*; recall, of 300, hardly ever falls. Of 2,000 pictures, as the study has them, that
+# turns: a healthy chain moves by more than two sets of real data differ, and then recall is the honest one. In text the
+# variety of words goes first (Guo et al. 2024, arXiv 2311.09807): in generation 2 under drift, never on real data.
 ALARM = {"generator": "precision falls", "captioner": "distinct pairs of words fall"}
 REAL_SHARE = 0.25  # of the pairs, once the remedy holds
 LATE = (0.2, 0.4, 0.6)  # shares of the generations after which it comes, whatever is seen
