@@ -53,8 +53,8 @@ def ship(results: Path, target: Path, figures: Path) -> list[Path]:
         for path in draw(target, figures):
             if path.suffix not in DRAWN:
                 continue
-            # a figure of what was shipped before, and is not in these results, is drawn with the others
-            own = path.suffix == ".png" and path.name in whole
+            # figures of tables that were shipped before, or of several tables, are drawn with the others
+            own = path.suffix == ".png" and path.name.startswith(tuple(names))
             if own and path.read_bytes() != whole[path.name].read_bytes():
                 raise MMCollapseError(f"{path} is not the figure that {results} gives: it needs samples that were left")
             written.append(path)
