@@ -90,10 +90,12 @@ def say(table: pd.DataFrame, planned: int) -> str:
 
 
 def _waiting(table: pd.DataFrame, modality: str, planned: int) -> str:
-    """What waiting for the alarm costs, in words: late of on-alarm less that of always, paired by seed."""
+    """What waiting for the alarm costs, in words: late of on-alarm less that of always, paired by seed; "" if it never
+    sounded."""
     late = late_of(table, modality, planned)
-    if not {"on-alarm", "always"} <= set(late) or not len(lost := (late["on-alarm"] - late["always"]).dropna()):
+    if not {"on-alarm", "always"} <= set(late) or since(table, modality, "on-alarm").isna().all():
         return ""
+    lost = (late["on-alarm"] - late["always"]).dropna()
     low, high = stats.t_interval(lost.to_numpy()) if len(lost) > 2 else (math.nan, math.nan)
     interval = f" [{low:+.2f}, {high:+.2f}]" if low == low else ""
     pairs = [of_sets(table, "real_pairs", modality, arm).sum().mean() for arm in ("on-alarm", "always")]
