@@ -31,6 +31,7 @@ def ship(results: Path, target: Path, figures: Path) -> list[Path]:
     if not names:
         raise MMCollapseError(f"no result table in {results}: nothing to ship")
     target.mkdir(parents=True, exist_ok=True)
+    before = [name for name in FIGURES if (target / f"{name}.parquet").is_file() and name not in names]
     written = []
     with tempfile.TemporaryDirectory() as folder:
         whole = {path.name: path for path in draw(results, Path(folder))}
@@ -53,9 +54,9 @@ def ship(results: Path, target: Path, figures: Path) -> list[Path]:
         for path in draw(target, figures):
             if path.suffix not in DRAWN:
                 continue
-            # figures of tables that were shipped before, or of several tables, are drawn with the others
-            own = path.suffix == ".png" and path.name.startswith(tuple(names))
-            if own and path.read_bytes() != whole[path.name].read_bytes():
+            # beside what was shipped before, figures of that, and of several tables, are others
+            own = not before or path.name.startswith(tuple(names))
+            if own and path.suffix == ".png" and path.read_bytes() != whole[path.name].read_bytes():
                 raise MMCollapseError(f"{path} is not the figure that {results} gives: it needs samples that were left")
             written.append(path)
     return written
