@@ -196,8 +196,8 @@ def test_seeds_follow_what_rests_on_an_arm():
         assert one["recursive"] == one["real"] == one["gen0"] == 10
         assert one["recursive-fresh"] == one["real-lr-half"] == one[f"gen0-{role}-2"] == 5  # secondary contrasts
         pools = {arm: n for (roles, arm), n in counts_of("03_diversity").items() if roles == (role,)}
-        assert {arm for arm, n in pools.items() if n == 10} == {"alone", "real", "gen0", "pool-5", "clones-5"}
-        assert {n for arm, n in pools.items() if arm.startswith(("pool-2", "pool-3", "pool-4", "seeds"))} == {3}
+        assert {arm for arm, n in pools.items() if n == 10} == {"alone", "real", "gen0", "pool-4", "clones-4"}
+        assert {n for arm, n in pools.items() if arm.startswith(("pool-2", "pool-3", "seeds"))} == {3}
     captioners = {arm: n for (roles, arm), n in counts_of("01_variance").items() if roles == ("captioner",)}
     assert captioners["frozen-drift"] == 10 and captioners["frozen-length"] == captioners["recursive-drift"] == 3
     labels = {arm: n for (_, arm), n in counts_of("04_relabeling").items()}
@@ -216,7 +216,7 @@ def test_a_study_runs_first_what_verdicts_need():
     first = {key for key, found in turns.items() if found[0] == 0}
     arms = {experiment: {arm for e, _, arm in first if e == experiment} for experiment in PRIORITY}
     assert arms["01_variance"] == {"recursive", "real", "gen0", "frozen-drift"} and not arms["06_remedies"]
-    assert arms["03_diversity"] == {"alone", "pool-5", "clones-5"} and not arms["08_intervention"]
+    assert arms["03_diversity"] == {"alone", "pool-4", "clones-4"} and not arms["08_intervention"]
     assert arms["04_relabeling"] == {"joint", "original", "frozen-captioner", "frozen-generator"}
     assert arms["02_decoding_budget"] == {f"{k}{g}" for k in CORNERS for g in ("", "-gen0")}
     assert all(turns[key] == [0] * 5 + [2] * 5 for key in first)
