@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import psutil
@@ -18,6 +19,7 @@ from mmcollapse.experiments import arms_of
 from mmcollapse.pool import Pool, cost, open_pool
 from mmcollapse.settings import load_settings
 from mmcollapse.store import load_pairs
+from mmcollapse.study import run_chains
 
 EXPERIMENT = "04_relabeling"  # which has an arm that copies what another one did
 RUN = [sys.executable, "-m", "mmcollapse", "study", "--profile", "smoke", "--only", EXPERIMENT, "--workers", "2"]
@@ -154,6 +156,62 @@ def test_an_arm_that_copies_another_waits_for_it_and_falls_with_it(broken, monke
     done = [d.chain.protocol.arm for d in Pool(Inline()).run(chains)]
     assert done == ["joint", "real"] + ["noised"] * (not broken)
     assert ran == {"joint": {}, "real": {}} | ({} if broken else {"noised": {("joint", 0, 1): {"wrong": 1}}})
+
+
+def out_of_memory_on_the_second_worker(chain, errors):
+    """Stands for a chain on a GPU that several share."""
+    import torch
+    from distributed import get_worker
+
+    from mmcollapse import experiment
+    from mmcollapse.pool import work
+
+    def run_one(study, tools, chain):
+        if get_worker().name == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+        return Done(chain)
+
+    experiment.open_study, experiment.run_one = lambda *a: (SimpleNamespace(), None), run_one
+    return work(chain, errors)
+
+
+def test_a_full_gpu_costs_one_worker_and_no_chain(monkeypatch, capfd):
+    settings = load_settings("smoke", EXPERIMENT)
+    chains = [Chain(EXPERIMENT, p, 0, settings) for p in arms_of(EXPERIMENT, settings)[:4]]
+    monkeypatch.setattr("mmcollapse.pool.work", out_of_memory_on_the_second_worker)
+    with open_pool(2, False) as pool:
+        done = [d.chain.name for d in pool.run(chains)]
+        assert len(pool.client.scheduler_info()["workers"]) == 1
+    assert sorted(done) == sorted(c.name for c in chains)
+    assert "out of memory (CUDA out of memory): 1 chains at once from here on" in capfd.readouterr().err
+
+
+def test_what_was_done_is_written_whatever_ends_a_study(monkeypatch):
+    """Interrupted between two of the times at which tables are written anyway."""
+    settings = load_settings("smoke", EXPERIMENT)
+    chain = Chain(EXPERIMENT, arms_of(EXPERIMENT, settings)[0], 0, settings)
+
+    class Written:
+        experiment, todo, reference, added, written = EXPERIMENT, [chain], [], [], 0
+
+        def __init__(self):
+            self.settings, self.add = settings, self.added.append
+
+        def measure_world(self):
+            pass
+
+        def write(self):
+            self.written = len(self.added)
+
+    class Interrupted:
+        def run(self, chains):
+            yield Done(chains[0])
+            raise KeyboardInterrupt
+
+    run = Written()
+    with pytest.raises(KeyboardInterrupt):
+        run_chains({EXPERIMENT: run}, Interrupted())
+    assert run.written == 1
 
 
 def test_mistakes_are_refused_by_name(capsys, tmp_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections import deque
@@ -21,17 +22,29 @@ SHARE = 8  # chains that one GPU takes at once
 kept: dict = {}  # of a worker's process: models and instruments that are open
 
 
+class NoRoom(Exception):
+    """The memory of a worker's GPU ran out. address: of the worker."""
+
+    address = property(lambda self: self.args[0])
+
+
 def work(chain, errors: dict):
-    """Run a chain in a worker. errors: those of the arm that it copies, see loop.Study."""
+    """Run a chain in a worker. errors: those of the arm that it copies, see loop.Study. Raises NoRoom."""
     import warnings
+
+    import torch
+    from distributed import get_worker
 
     from mmcollapse.experiment import open_study, run_one
 
     warnings.filterwarnings("ignore")
     _own_gpu()
-    study, tools = open_study(chain.settings, [chain.protocol], kept)
-    study.errors, study.copied = errors, (chain.protocol.arm,) if chain.copied else ()
-    done = run_one(study, tools, chain)
+    try:
+        study, tools = open_study(chain.settings, [chain.protocol], kept)
+        study.errors, study.copied = errors, (chain.protocol.arm,) if chain.copied else ()
+        done = run_one(study, tools, chain)
+    except torch.OutOfMemoryError as error:  # that no smaller batch has helped, or that came where there are none
+        raise NoRoom(get_worker().address, str(error).partition(". ")[0]) from None
     done.items = tuple(replace(item, maker=None) for item in done.items)  # makers cannot travel
     done.shown = [(replace(item, maker=None), prompts, told) for item, prompts, told in done.shown]
     return done
@@ -99,6 +112,16 @@ class Pool:
             chain = running.pop(future)
             if future.status == "error":
                 error = future.exception()
+                if isinstance(error, NoRoom) and slots > 1:  # the others go on, one fewer, with the memory it had
+                    slots -= 1
+                    self.client.retire_workers([error.address])
+                    waiting.insert(0, chain)
+                    print(
+                        f"out of memory ({error.args[1]}): {slots} chains at once from here on",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                    continue
                 if isinstance(error, StoreFull) or not isinstance(error, MMCollapseError):
                     self.client.cancel(list(running))
                     raise error

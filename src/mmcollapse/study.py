@@ -47,16 +47,21 @@ def run_chains(runs: dict[str, Run], pool: Pool):
     written, changed = time.monotonic(), set()
     with ThreadPoolExecutor(1) as aside:  # real against real, while the workers are at the chains
         worlds = [aside.submit(run.measure_world) for run in runs.values()]
-        for done in pool.run(todo):
-            runs[done.chain.experiment].add(done)
-            progress.chain(f"{done.chain.experiment} {done.chain.name}", done.seconds)
-            if told := alarms(runs[done.chain.experiment], done):
-                progress.note(f"    alarms: {', '.join(told)}")
-            changed.add(done.chain.experiment)
-            if time.monotonic() - written > WRITTEN:
-                for name in changed:
-                    runs[name].write()
-                written, changed = time.monotonic(), set()
+        try:
+            for done in pool.run(todo):
+                runs[done.chain.experiment].add(done)
+                progress.chain(f"{done.chain.experiment} {done.chain.name}", done.seconds)
+                if told := alarms(runs[done.chain.experiment], done):
+                    progress.note(f"    alarms: {', '.join(told)}")
+                changed.add(done.chain.experiment)
+                if time.monotonic() - written > WRITTEN:
+                    for name in changed:
+                        runs[name].write()
+                    written, changed = time.monotonic(), set()
+        except BaseException:  # whatever ends it, what was done is kept
+            for name in changed:
+                runs[name].write()
+            raise
         for world in worlds:
             world.result()
 
