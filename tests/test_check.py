@@ -488,6 +488,12 @@ def test_a_browser_shows_the_page(browser, reports, width):
     assert browser.value("[...document.images].every((i) => i.naturalWidth > 500)") and browser.wrong() == []
 
 
+def test_a_notebook_shows_the_page(sets, reports):
+    found = check([sets / name for name in ("gen0", "gen1", "bad")], sets / "real")
+    (frame,) = Page(found._repr_html_()).elements
+    assert frame[0] == "iframe" and frame[1]["srcdoc"] == found.save(sets.parent / "shown").read_text()
+
+
 def test_what_was_not_given_is_left_out_and_said(sets, tmp_path, world):
     """Pictures alone, a hostile name, no real ones."""
     alone = put(tmp_path / "<script>alert(1)<", world.sample("test", np.arange(60)), captions=False)

@@ -868,6 +868,7 @@ def test_the_page_says_what_is_known_and_what_is_not(results, tmp_path, monkeypa
     assert "gen0 - recursive: +0" in lines["C1"] and "(../../figures/01_variance_drift.png)" in lines["Q1"]
     assert all(line.count(" | ") == lines["C1"].count(" | ") for line in lines.values())
     assert "general" not in text  # nothing was run on further base models
+    assert "## How far this reaches" in text and "paper's numbers are wrong" in text
     assert list(frame.columns) == verdict_page.COLUMNS and (frame.claims == claims.claims_digest()).all()
     stored = pd.read_parquet(results["nano"] / "07_claims.parquet")
     assert set(stored.profile) == {"nano", "study"} and (stored.claims == claims.claims_digest()).all()

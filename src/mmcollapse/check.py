@@ -5,6 +5,7 @@ check_statistics.py.
 
 from __future__ import annotations
 
+import html
 import itertools
 import math
 import re
@@ -74,6 +75,13 @@ class Check:
         from mmcollapse.check_report import in_words
 
         return in_words(self.found)
+
+    def _repr_html_(self) -> str:
+        """The page, in a frame of its own: what a notebook shows."""
+        from mmcollapse.check_report import figures, page
+
+        frame = "border: 0; width: 100%; height: 60em"
+        return f'<iframe style="{frame}" srcdoc="{html.escape(page(self.found, figures(self)))}"></iframe>'
 
     def save(self, out: str | Path) -> Path:
         """Write report.html, check.json and figures to the folder `out`; returns the page."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from mmcollapse import claims, gates
+from mmcollapse.causes import causes
 from mmcollapse.claims import EVERY
 from mmcollapse.disk import write_whole
 from mmcollapse.errors import MMCollapseError
@@ -25,6 +26,13 @@ SHARED = ("world", "pairs", "steps", "batch", "lr_generator", "lr_captioner", "w
 SHARED += ("data_guidance", "measure_steps", "prompts", "noises", "captions", "dtype")
 SHIPPED = ("nano", "study")  # profiles that a page shows beside its own, where they have tables
 PREVIEW = "preview, not preregistered"
+REACH = (
+    "Small models on scenes of known truth can show that an effect exists, which control it vanishes against, which "
+    "part of a protocol causes it and which metric misses it. They cannot show how much of it, or how soon, SDXL and "
+    "BLIP-2 have on photos: these bring a variety from their pretraining that recursion can lose unseen for long, and"
+    " biases that scenes do not have. *Contradicted* says that a claim fails here, against its controls, and not that"
+    " the paper's numbers are wrong. More in `LIMITS.md`."
+)
 
 
 def results_root(settings: Settings) -> dict[str, Path]:
@@ -169,6 +177,10 @@ def _page(read: dict[str, _Profile], settings: Settings) -> str:
         "every primary contrast; in brackets what is secondary or exploratory, which no verdict needs. Intervals are "
         "conditional on the base models. The rules: `src/mmcollapse/claims.toml`.",
     ]
+    found = [f"- {name}, {line}" for name, p in read.items() for line in causes(p.tables)]
+    if found:
+        lines += ["", "## Where an answer differs from the paper's: the arms that isolate why", "", *found]
+    lines += ["", "## How far this reaches", "", REACH]
     return "\n".join(lines) + "\n"
 
 
