@@ -828,9 +828,13 @@ def test_a_failed_gate_voids_what_rests_on_it():
     assert found["C2a"] == "inconclusive"
     assert whole(gate_table(toy=False)).eq("void: gate toy failed").all()
     assert whole(None).str.startswith("void: gate toy was not run").all()
-    found = whole(gate_table(instruments=False))
-    assert found["C1"] == found["C2a"] == found["Q1"] == "inconclusive: the instruments disagree"
-    assert found["C3"] == "contradicted"
+    doubt, sound = "inconclusive: the instruments disagree", whole(gate_table())
+    for about, pictures, captions in (("pictures", doubt, sound["Q1"]), ("captions", sound["C1"], doubt)):
+        gates = gate_table(instruments=False)
+        gates.loc[gates.gate == "instruments", "measure"] = f"{about}: gen0 - recursive, judge"
+        found = whole(gates)
+        assert (found["C1"], found["Q1"]) == (pictures, captions) and found["C3"] == "contradicted"
+        assert (found["C2a"] == doubt) == (about == "captions")
     one = conclude(FIVE[FIVE.seed.isin([0, -1])])
     assert claims.void(one, gate_table(toy=False)).verdict.eq("no verdict: 1 seed, 5 needed").all()
 

@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from PIL import Image
 
+from mmcollapse.claims import EVERY, all_claims
 from mmcollapse.intervention import NEVER, late_of, of_sets
 from mmcollapse.table import read_table
 
@@ -48,14 +50,30 @@ def place(tmp_path_factory, smoke):
 
 def test_the_percentages_are_those_of_the_shipped_table():
     text = (ROOT / "README.md").read_text()
-    start = text.index("A preview of the study")
-    said = [int(x) for x in re.findall(r"(\d+)%", text[start : text.index("make trace", start)])]
+    start = text.index("A small Stable Diffusion trained on its own")
+    said = [int(x) for x in re.findall(r"(\d+)%", text[start : text.index("| claim |", start)])]
     table = read_table(ROOT / "data" / "results" / "study" / "01_variance.parquet")
     last = table[(table.metric == "all_right") & (table.generation == 10) & (table.subset == "test")]
     means = last.groupby(["modality", "measurement", "arm"]).value.mean()
     arms = [("image", "guidance 1", a) for a in ("recursive", "real", "gen0")]
-    arms += [("text", "sampled", a) for a in ("recursive", "recursive-drift")]
+    arms += [("text", "sampled", "recursive"), ("text", "drifting", "frozen-drift")]
     assert said == [round(100 * means[arm]) for arm in arms]
+
+
+def test_the_verdicts_are_those_of_the_shipped_page():
+    found = pd.read_parquet(ROOT / "data" / "results" / "study" / "07_claims.parquet")
+    found = found[found.contrast == EVERY].set_index("claim")
+    said = {}
+    for row in re.findall(r"^\| (C\d.*|Q\d.*) \|$", (ROOT / "README.md").read_text(), re.M):
+        name, text, seeds, verdict = row.split(" | ")
+        said[name] = (text, seeds.strip(), verdict)
+    for claim in all_claims():
+        if not claim.id.startswith("Q2"):
+            row = found.loc[claim.id]
+            verdict = "not run" if row.verdict.startswith("not run") else row.verdict
+            assert said.pop(claim.id) == (claim.text, str(row.seeds or ""), verdict)
+    assert list(said) == ["Q2"] and said["Q2"][2] == "not run"
+    assert found[found.index.str.startswith("Q2")].verdict.str.startswith("not run").all()
 
 
 def test_what_remedies_saved_is_what_the_shipped_table_says():

@@ -14,13 +14,13 @@ from mmcollapse.ship import ship
 @pytest.fixture(scope="module")
 def shipped(smoke, tmp_path_factory):
     folder = tmp_path_factory.mktemp("shipped")
-    return smoke.folder, folder, ship(smoke.folder / "results", folder / "results", folder / "figures")
+    return smoke.folder, folder, ship(smoke.folder / "results", folder / "results", folder / "figures", "smoke")
 
 
 def test_tables_and_provenance_are_shipped_whole(shipped):
     run, folder, written = shipped
     for path in (run / "results").glob("0*.*"):
-        if path.suffix == ".parquet" and ".samples" not in path.name:
+        if path.suffix == ".parquet" and ".samples" not in path.name and not path.name.startswith("07"):
             assert (folder / "results" / path.name).read_bytes() == path.read_bytes()
         if path.suffix == ".json":
             theirs, ours = (json.loads(p.read_text()) for p in (path, folder / "results" / path.name))
@@ -82,3 +82,10 @@ def test_what_was_shipped_before_stays(tmp_path, smoke):
         ship(tmp_path / name, tmp_path / "to", tmp_path / "figures")
     drawn = {path.name[:2] for path in (tmp_path / "figures").glob("*.png")}
     assert {path.name[:2] for path in (tmp_path / "to").glob("*.parquet")} == {"01", "02"} <= drawn
+    gates = smoke.folder / "results" / "00_gates.parquet"  # now the verdicts are of both
+    (tmp_path / "02_decoding_budget" / gates.name).write_bytes(gates.read_bytes())
+    ship(tmp_path / "02_decoding_budget", tmp_path / "to", tmp_path / "figures", "smoke")
+    verdicts = pd.read_parquet(tmp_path / "to" / "07_claims.parquet")
+    assert set(verdicts[verdicts.seeds > 0].claim) >= {"C1", "C4"} and set(verdicts.profile) == {"smoke"}
+    assert "# Verdicts" in (tmp_path / "to" / "07_claims.md").read_text()
+    assert (tmp_path / "figures" / "07_claims_overview.png").is_file()

@@ -48,7 +48,8 @@ def ship(args):
 
     settings = settings_without_data(args)
     target = ROOT / "data" / "results" / settings.profile
-    size = sum(path.stat().st_size for path in ship(settings.results_folder, target, settings.figures_folder))
+    written = ship(settings.results_folder, target, settings.figures_folder, settings.profile)
+    size = sum(path.stat().st_size for path in written)
     print(f"shipped {settings.results_folder} to {target} and {settings.figures_folder}: {size / 2**20:.1f} MiB")
 
 

@@ -701,8 +701,10 @@ def void(conclusions: pd.DataFrame, gates: pd.DataFrame | None, claims: Sequence
     """The conclusions, with the verdicts taken back that rest on a gate that failed or was not run (gates None: none
     was). gates: as gates.run_gates returns them."""
     out = conclusions.copy()
-    passed = {} if gates is None else {name: not (rows.passed == False).any() for name, rows in gates.groupby("gate")}  # noqa: E712
+    there = {} if gates is None else {name: rows[rows.passed == False] for name, rows in gates.groupby("gate")}  # noqa: E712
     for claim in all_claims() if claims is None else claims:
+        bad = {name: _about(claim, rows) if name == DOUBT else rows for name, rows in there.items()}
+        passed = {name: rows.empty for name, rows in bad.items()}
         judged = (out.claim == claim.id) & ~out.verdict.str.startswith(("no verdict", "not run"))
         judged &= out.verdict != "exploratory"
         failed = [name for name in claim.gates if passed.get(name) is False]
@@ -714,6 +716,14 @@ def void(conclusions: pd.DataFrame, gates: pd.DataFrame | None, claims: Sequence
         elif failed:
             out.loc[judged, "verdict"] = "inconclusive: the instruments disagree"
     return out
+
+
+def _about(claim: Claim, rows: pd.DataFrame) -> pd.DataFrame:
+    """Of rows of the gate DOUBT those about what the claim is about: instruments that disagree on pictures are no doubt
+    about captions."""
+    endpoints = [part.endpoint for part in claim.contrasts if isinstance(part, Contrast)]
+    about = {"image": "pictures:", "text": "captions:"}
+    return rows[rows.measure.str.startswith(tuple({about[end.modality] for end in endpoints}))]
 
 
 # ---- every other metric

@@ -1,5 +1,5 @@
 """What of a study travels with the repository: tables, provenance and kept sets whole, of the samples those that a
-figure shows, and the figures, drawn again from what is shipped."""
+figure shows; and the page of verdicts and the figures, made again from what is shipped."""
 
 from __future__ import annotations
 
@@ -16,18 +16,22 @@ from mmcollapse.figures import FIGURES, draw
 from mmcollapse.figures.house import selected
 from mmcollapse.kept import path_of
 from mmcollapse.runner import FOLDERS
+from mmcollapse.settings import load_settings
+from mmcollapse.verdicts import write_page
 
+VERDICTS = "07_claims"
 DRAWN = (".png", ".json")  # SVGs are larger, and drawn again in a minute
 
 
-def ship(results: Path, target: Path, figures: Path) -> list[Path]:
-    """Copy the results in `results` to `target`, both of one study, and draw the figures into `figures`; return the
-    files written. MMCollapseError: there is nothing to ship, or a figure of the shipped samples shows another picture
-    than that of all samples."""
+def ship(results: Path, target: Path, figures: Path, profile: str = "study") -> list[Path]:
+    """Copy the results in `results` to `target`, both of one `profile`, write the page of verdicts where gates were
+    run, and draw the figures into `figures`; return the files written. MMCollapseError: there is nothing to ship, or a
+    figure of the shipped samples shows another picture than that of all samples."""
     results, target, figures = Path(results), Path(target), Path(figures)
     if results.resolve() == target.resolve():
         raise MMCollapseError(f"results={str(results)!r}: is the folder of what is shipped; give that of the run")
-    names = [name for name in FIGURES if (results / f"{name}.parquet").is_file()]
+    # verdicts are those of all that is shipped, now and before
+    names = [name for name in FIGURES if name != VERDICTS and (results / f"{name}.parquet").is_file()]
     if not names:
         raise MMCollapseError(f"no result table in {results}: nothing to ship")
     target.mkdir(parents=True, exist_ok=True)
@@ -51,12 +55,21 @@ def ship(results: Path, target: Path, figures: Path) -> list[Path]:
                 filters = [rows for told in shown if told["figure"].startswith(name) for rows in told["rows"]]
                 _thin(samples, target / samples.name, filters)
                 written.append(target / samples.name)
+        if (target / "00_gates.parquet").is_file():
+            own = load_settings(profile, VERDICTS, results=str(target), figures=str(figures))
+            write_page(own, {profile: target})
+            written += [target / f"{VERDICTS}{end}" for end in (".md", ".parquet")]
         for path in draw(target, figures):
             if path.suffix not in DRAWN:
                 continue
             # beside what was shipped before, figures of that, and of several tables, are others
-            own = not before or path.name.startswith(tuple(names))
-            if own and path.suffix == ".png" and path.read_bytes() != whole[path.name].read_bytes():
+            own = path.name in whole and (not before or path.name.startswith(tuple(names)))
+            if (
+                own
+                and not path.name.startswith(VERDICTS)
+                and path.suffix == ".png"
+                and path.read_bytes() != whole[path.name].read_bytes()
+            ):
                 raise MMCollapseError(f"{path} is not the figure that {results} gives: it needs samples that were left")
             written.append(path)
     return written

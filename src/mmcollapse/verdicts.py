@@ -202,8 +202,7 @@ def _gates(found: pd.DataFrame | None, profile: str) -> list[str]:
         return [f"**The gates were not run**, so nothing is judged: `make reproduce PROFILE={profile} ONLY=07_claims`."]
     bad = gates.failed(found)
     lines = [
-        f"**{len(bad)} GATE{'S' * (len(bad) > 1)} FAILED: {', '.join(bad)}.** The verdicts that rest on "
-        f"{'them' if len(bad) > 1 else 'it'} are void."
+        f"**{len(bad)} GATE{'S' * (len(bad) > 1)} FAILED: {', '.join(bad)}.** {_consequence(bad)}"
         if bad
         else "All gates that are judged passed."
     ]
@@ -219,6 +218,14 @@ def _gates(found: pd.DataFrame | None, profile: str) -> list[str]:
         lines.append(f"| {gate} | {row.measure} | {value} | {row.allowed} | {state} | {needs} |")
     absent = [name for name in claims.GATES if name not in set(found.gate)]
     return lines + ([f"\nWithout tables for it: {', '.join(absent)}."] if absent else [])
+
+
+def _consequence(bad: list[str]) -> str:
+    hard = [name for name in bad if name != claims.DOUBT]
+    told = [f"The verdicts that rest on {'them' if len(hard) > 1 else 'it'} are void."] if hard else []
+    if claims.DOUBT in bad:
+        told.append("Where instruments disagree, the verdicts on what they measure are inconclusive.")
+    return " ".join(told)
 
 
 def _tables(profile: str, tables: Mapping[str, pd.DataFrame], wrong: Mapping[str, str]) -> list[str]:

@@ -230,6 +230,8 @@ def _forest(figure: Figure, lines: list[Line], bottom: float):
         _interval(ax, y, row, color, marker, reach)
         ax.plot(line.others, [y] * len(line.others), "|", color="#666666", markersize=5, markeredgewidth=0.6, zorder=2)
         effect, low, high = (value / row.S for value in (row.effect, row.low, row.high))
+        # in units of S, of which thousandths are nothing, and would not fit
+        effect, low, high = (round(value, 2) + 0.0 for value in (effect, low, high))
         numbers = f"{effect:+.2g}" + ("" if math.isnan(low) else f" [{low:+.2g}, {high:+.2g}]")
         put(RIGHT, y, numbers)
         put(9.32, y, f"{row.seeds} seed{'s' * (row.seeds != 1)}", ha="right")
