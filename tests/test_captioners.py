@@ -9,11 +9,13 @@ import torch
 import transformers
 
 from mmcollapse.errors import MMCollapseError
+from mmcollapse.graphs import Recorded
 from mmcollapse.models import CAPTIONERS, load, pretrain
 from mmcollapse.models.captioner import CaptionDecoding
 from mmcollapse.models.pretrain_captioners import POSITIONS
 from mmcollapse.randomness import gumbel
 from mmcollapse.train import Recipe, train
+from test_graphs import record_here
 
 ARCHITECTURES = {
     "captioner": "Blip2ForConditionalGeneration",
@@ -184,6 +186,24 @@ def test_what_a_gpu_writes_is_what_generate_writes(fitted, pairs, temperature, m
     ids = captioner.write(torch.from_numpy(images), decoding, noise)
     assert ids.shape == (SEEN, max_tokens)
     assert captioner._texts(ids) == captioner.make(images, decoding, keys(SEEN))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_is_recorded_outlives_what_works_in_its_memory(fitted, pairs, monkeypatch, temperature):
+    """Pictures of several numbers, the features of some recorded after the words that are written of them."""
+    captioner, decoding = fitted[0], CaptionDecoding(temperature=temperature)
+    whole = captioner.make(pairs[0], decoding, keys(SEEN))
+    record_here(monkeypatch)
+    for place in ("_next", "_seen"):
+        monkeypatch.setattr(captioner, place, Recorded(getattr(captioner, place).function))
+    for batch in (SEEN, 3, SEEN):
+        captioner._seen.recordings.clear()
+        wrote = []
+        for start in range(0, SEEN, batch):
+            rows = slice(start, start + batch)
+            noise = gumbel(keys(SEEN)[rows], (29, captioner.vocabulary())) if temperature else None
+            wrote += captioner._texts(captioner.write(torch.from_numpy(pairs[0][rows]), decoding, noise))
+        assert wrote == whole
 
 
 def test_samples_differ_by_their_keys_alone(untrained, pairs):

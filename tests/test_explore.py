@@ -500,8 +500,9 @@ def test_in_jupyterlab_the_slider_moves_pictures_and_numbers(browser, lab, resul
     rows = table[(table.arm == "recursive") & (table.metric == "all_right") & (table.measurement == "guidance 1")]
     rows = rows[(rows.seed == 0) & (rows.subset == "test")].set_index("generation").value
     for g in range(1, 5):
+        browser.value(f"window.before = {MARK}")
         browser.press("ArrowRight")
-        browser.until(f"{POINT} == 'generation {g}' && {NUMBER} == '{rows[g]:.3g}'")
+        browser.until(f"{POINT} == 'generation {g}' && {NUMBER} == '{rows[g]:.3g}' && {MARK} != window.before")
         seen.append([browser.value(script) for script in (SHOWN, NUMBER, MARK)])
     pictures, numbers, marks = zip(*seen, strict=True)
     assert [len(sources) for sources in pictures] == [3, 3, 2, 3, 3]  # one was not kept

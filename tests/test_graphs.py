@@ -2,12 +2,14 @@
 that are recorded are compared without one, too: `a_gpu_makes` in test_generators, `a_gpu_writes` in test_captioners."""
 
 from contextlib import nullcontext
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
 from mmcollapse import graphs
+from mmcollapse.memory import AtOnce
 from mmcollapse.models import load
 from mmcollapse.models.captioner import CaptionDecoding
 from mmcollapse.models.generator import ImageDecoding
@@ -20,6 +22,55 @@ CAPTIONERS = ("captioner", "captioner-blip", "captioner-vit-gpt2")
 
 def keys(n: int) -> list[tuple]:
     return [("graphs", i) for i in range(n)]
+
+
+class Replayed:
+    """Stands for a CUDA graph on a CPU: replayed, it calls the function, and spoils what graphs recorded after it gave
+    back, as one does that works in the same memory."""
+
+    made: ClassVar[list] = []
+
+    def __init__(self, function):
+        self.function = function
+        # a capture runs no kernel: of a step the weights stay where they are
+        self.output = None if function.__name__ == "_update" else function()
+        self.made.append(self)
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [] if self.output is None else list(self.output) if isinstance(self.output, tuple) else [self.output]
+
+    def replay(self):
+        new = self.function()
+        for later in self.made[self.made.index(self) + 1 :]:
+            for t in later.tensors():
+                t.detach().fill_(float("nan") if t.is_floating_point() else 1)
+        for t, value in zip(self.tensors(), new if isinstance(new, tuple) else [new], strict=False):
+            t.copy_(value)
+
+
+def record_here(monkeypatch):
+    """Recording on a CPU, by Replayed."""
+
+    def captured(function, pool=None):
+        graph = Replayed(function)
+        return graph, graph.output
+
+    monkeypatch.setattr(Replayed, "made", [])
+    for place in ("graphs", "train"):
+        monkeypatch.setattr(f"mmcollapse.{place}.recording", lambda device: True)
+        monkeypatch.setattr(f"mmcollapse.{place}.warm", lambda function, times=1: [function() for _ in range(times)])
+        monkeypatch.setattr(f"mmcollapse.{place}.captured", captured)
+
+
+def test_a_recording_is_called_with_what_it_is_given(monkeypatch):
+    record_here(monkeypatch)
+    called = graphs.Recorded(lambda inputs, by: inputs["x"] * by)
+    for n in (*range(1, graphs.KEPT + 3), 1):
+        x = torch.arange(n, dtype=torch.float32)
+        for by in (2, 3):
+            assert torch.equal(called({"x": x}, by=by), by * x)
+            assert torch.equal(called({"x": x + 1}, by=by), by * (x + 1))
+    assert len(called.recordings) == graphs.KEPT
 
 
 def test_on_a_cpu_functions_are_called():
@@ -100,6 +151,28 @@ def test_a_recording_is_of_its_shapes_and_constants_and_few_are_kept():
 
 
 @GPU
+def test_recordings_share_their_memory():
+    """Each needs 64 MB to work in; what it gives back is small."""
+
+    def work(inputs, by):
+        return (inputs["x"].expand(2**24) * by).sum(0, keepdim=True)
+
+    def taken() -> int:
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_reserved()
+
+    called, other, x = graphs.Recorded(work), graphs.Recorded(work), torch.ones(1, device="cuda")
+    called({"x": x}, by=1)
+    before = taken()
+    for by in (2, 3, 4):
+        assert float(called({"x": x}, by=by)) == by * 2**24 == float(other({"x": x}, by=by))
+        assert float(called({"x": x}, by=1)) == 2**24
+    assert taken() - before < 2**26
+    pools = {graph.pool() for function in (called, other) for graph, *_ in function.recordings.values()}
+    assert len(pools) == 1
+
+
+@GPU
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", GENERATORS)
 def test_pictures_are_those_of_the_pipeline(models_folder, world, name, dtype):
@@ -164,3 +237,38 @@ def test_training_ends_at_the_same_weights(models_folder, world, name, dtype):
         # Adam divides by the size of a gradient: where it is rounding alone, so is the step
         assert 0 < moved and apart < (0.1 if dtype == "float32" else 0.5) * moved
     assert len(recorded) == 1
+
+
+@GPU
+@pytest.mark.parametrize("most, late", [(16, False), (6, False), (6, True)])  # pairs that there is memory for
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("name", ("generator", "generator-sdxl", "captioner", "captioner-blip"))
+def test_a_large_model_is_trained_by_what_is_recorded(models_folder, world, monkeypatch, name, method, most, late):
+    """With checkpointing, in parts where memory runs out (late: only in the capture), and as in the plain way; the
+    recording is not kept."""
+    monkeypatch.setattr(graphs, "LARGE", 0)
+    some = world.sample("chain", range(48))
+    ended, before = [], None
+    for way in (nullcontext(), graphs.plain()):
+        model, kept, at_once = load(models_folder / name, "cuda"), {}, AtOnce(16, "the pairs of a step", "train_batch")
+        model.prepare(method, 4, checkpointing=True)
+        values, data = list(model.trainable().values()), model.encode(some.images, [five[0] for five in some.captions])
+        before = [p.detach().clone() for p in values]
+
+        def loss(batch, model=model):
+            value = model.loss(batch)
+            if len(next(iter(batch.values()))) > most and (not late or torch.cuda.is_current_stream_capturing()):
+                value.backward(retain_graph=True)  # some gradients are there already
+                torch.empty(2**50, device="cuda")
+            return value
+
+        with way:
+            recipe, ways = Recipe(20, 16, 1e-4), {"recorded": kept, "network": model.network, "size": model.size}
+            train(loss, values, data, model.draw, recipe, ("large",), at_once=at_once, **ways)
+        assert not kept and at_once.n == (4 if most == 6 and not (late and ended) else 16)  # halved from 16
+        ended.append([p.detach().clone() for p in values])
+    moved, apart = (
+        sum(float((a - b).double().square().sum()) for a, b in zip(ended[0], others, strict=True)) ** 0.5
+        for others in (before, ended[1])
+    )
+    assert 0 < moved and apart < 0.1 * moved

@@ -12,12 +12,18 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from mmcollapse import alarms
 from mmcollapse.claims import EVERY, all_claims
+from mmcollapse.experiments import PRIORITY
 from mmcollapse.intervention import NEVER, late_of, of_sets
+from mmcollapse.plan import plan
+from mmcollapse.rates import read_rates
+from mmcollapse.settings import load_settings
 from mmcollapse.table import read_table
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = re.findall(r"^    (make \w.*?)(?:  +#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^    (make \w.*?)(?:  +#.*)?$", README, re.MULTILINE)
 
 
 def photos(folder: Path) -> str:
@@ -49,9 +55,8 @@ def place(tmp_path_factory, smoke):
 
 
 def test_the_percentages_are_those_of_the_shipped_table():
-    text = (ROOT / "README.md").read_text()
-    start = text.index("A small Stable Diffusion trained on its own")
-    said = [int(x) for x in re.findall(r"(\d+)%", text[start : text.index("| claim |", start)])]
+    start = README.index("A small Stable Diffusion trained on its own")
+    said = [int(x) for x in re.findall(r"(\d+)%", README[start : README.index("| claim |", start)])]
     table = read_table(ROOT / "data" / "results" / "study" / "01_variance.parquet")
     last = table[(table.metric == "all_right") & (table.generation == 10) & (table.subset == "test")]
     means = last.groupby(["modality", "measurement", "arm"]).value.mean()
@@ -64,7 +69,7 @@ def test_the_verdicts_are_those_of_the_shipped_page():
     found = pd.read_parquet(ROOT / "data" / "results" / "study" / "07_claims.parquet")
     found = found[found.contrast == EVERY].set_index("claim")
     said = {}
-    for row in re.findall(r"^\| (C\d.*|Q\d.*) \|$", (ROOT / "README.md").read_text(), re.M):
+    for row in re.findall(r"^\| (C\d.*|Q\d.*) \|$", README, re.M):
         name, text, seeds, verdict = row.split(" | ")
         said[name] = (text, seeds.strip(), verdict)
     for claim in all_claims():
@@ -77,9 +82,8 @@ def test_the_verdicts_are_those_of_the_shipped_page():
 
 
 def test_what_remedies_saved_is_what_the_shipped_table_says():
-    text = (ROOT / "README.md").read_text()
-    start = text.index("Generators without real data get")
-    said = [int(x) for x in re.findall(r"(\d+)%", text[start : text.index("So waiting", start)])]
+    start = README.index("Generators without real data get")
+    said = [int(x) for x in re.findall(r"(\d+)%", README[start : README.index("So waiting", start)])]
     table, expected = read_table(ROOT / "data" / "results" / "study" / "08_intervention.parquet"), []
     for modality, never in NEVER.items():
         late = late_of(table, modality, 10)
@@ -91,12 +95,36 @@ def test_what_remedies_saved_is_what_the_shipped_table_says():
 
 def test_the_table_of_the_zoo_is_that_of_the_scores():
     scores = json.loads((ROOT / "data" / "models" / "scenes" / "scores.json").read_text())
-    rows = re.findall(r"^\| `(\w[\w-]+)` \| (\.?\d[.\d]*) \| ([.\d]*) \|$", (ROOT / "README.md").read_text(), re.M)
+    rows = re.findall(r"^\| `(\w[\w-]+)` \| (\.?\d[.\d]*) \| ([.\d]*) \|$", README, re.M)
     assert {name for name, *_ in rows} == {name for name in scores if name.startswith(("generator", "captioner"))}
     for name, used, plain in rows:
         assert used == f"{scores[name]['seen: all right']:.3f}"
         alone = scores[name].get("seen, 10 steps, guidance 1: all right")
         assert plain == ("" if alone is None else f"{alone:.3f}")
+
+
+def test_the_earliest_honest_alarm_is_that_of_the_shipped_table():
+    table = read_table(ROOT / "data" / "results" / "study" / "01_variance.parquet")
+    judged = alarms.honesty(table, 10)
+    first = judged[(judged.modality == "image") & judged.honest].iloc[0]
+    assert f"the earliest that is honest is *{first.alarm}*, in\ngeneration {first.generation:.0f}, " in README
+    assert (first.healthy, round(first.lead)) == (5, 5) and "five generations before half" in README
+
+
+@pytest.mark.parametrize("profile", ["single-gpu", "paper"])
+def test_the_hours_are_those_of_the_plan(profile):
+    settings = {name: load_settings(profile, name) for name in PRIORITY}
+    hours = {line.split()[0][:2]: line.split()[-1] for line in plan(settings).splitlines()[2:9]}
+    row = re.search(rf"^\| `{profile}` \| (\d[\d. |]*) \|$", README, re.M)
+    order = ("01", "02", "03", "04", "06", "08", "al")
+    assert row[1].split(" | ") == [hours[name] for name in order]
+
+
+def test_the_speeds_of_training_are_those_of_the_rates():
+    rates = {(r.model, r.work): 1000 / r.ms for r in read_rates() if "H100" in r.device}
+    said = re.findall(r"^\| pairs trained on, LoRA, batch 4 \| ([\d.]+) \|", README, re.M)
+    names = ("CompVis/stable-diffusion-v1-4", "stabilityai/stable-diffusion-xl-base-1.0")
+    assert [float(x) for x in said] == [pytest.approx(rates[name, "train"], rel=0.01) for name in names]
 
 
 def test_the_readme_has_its_commands():

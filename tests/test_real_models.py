@@ -19,7 +19,7 @@ from mmcollapse.models import load
 from mmcollapse.models.captioner import CaptionDecoding
 from mmcollapse.models.generator import ImageDecoding
 from mmcollapse.models.stand_ins import NAMES, SPACES, stand_in
-from mmcollapse.randomness import gumbel, gumbel_rows, normal
+from mmcollapse.randomness import normal
 from mmcollapse.rates import read_rates
 from mmcollapse.settings import load_settings
 from mmcollapse.table import read_table
@@ -110,9 +110,12 @@ def test_the_vae_of_a_large_model_computes_in_the_precision_that_it_needs(zoo, m
     assert apart.max() <= most and bool(apart.any()) == bool(most)
 
 
-def test_checkpointing_gives_the_same_gradients(zoo, pictures):
+@pytest.mark.parametrize("name", GENERATORS)
+def test_checkpointing_gives_the_same_gradients(zoo, pictures, name):
+    """Without the state of the random generator, for nothing draws from it: no layer drops anything."""
+
     def gradients(checkpointing: bool):
-        model = load(zoo[GENERATORS[1]])
+        model = load(zoo[name])
         model.prepare("lora", 2, checkpointing=checkpointing)
         data = model.encode(pictures[:3], PROMPTS)
         model.loss(data | model.draw(3, torch.Generator().manual_seed(0))).backward()
@@ -120,36 +123,46 @@ def test_checkpointing_gives_the_same_gradients(zoo, pictures):
 
     (_, ours), (model, theirs) = gradients(False), gradients(True)
     assert any(getattr(m, "gradient_checkpointing", False) for m in model.denoiser.modules())
+    assert not any(m.p and m.training for m in model.denoiser.modules() if isinstance(m, torch.nn.Dropout))
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ours, theirs, strict=True))
     assert any(float(g.abs().max()) > 0 for g in ours)
 
 
 @pytest.mark.parametrize("name", GENERATORS)
-def test_compiled_blocks_compute_and_learn_the_same(zoo, pictures, name):
+def test_compiled_blocks_compute_the_same_and_are_not_compiled_for_training(zoo, pictures, monkeypatch, name):
     """As on a GPU, less the kernels: with LoRA and checkpointing, each block once for every shape."""
     from torch._dynamo.utils import counters
 
-    def gradients(compiled: bool):
-        model = load(zoo[name])
-        if compiled:
-            compile_blocks(model.denoiser, backend="aot_eager")
-        model.prepare("lora", 2, checkpointing=True)
-        made = model.make(PROMPTS, ImageDecoding(2, 2.0), keys(3))
-        data = model.encode(pictures[:3], PROMPTS)
-        loss = model.loss(data | model.draw(3, torch.Generator().manual_seed(0)))
-        loss.backward()
-        return made, loss.detach(), [p.grad for p in model.trainable().values()]
+    def graphs() -> int:
+        return counters["stats"]["unique_graphs"]
 
+    def used(compiled: bool):
+        model = load(zoo[name])
+        for part in (model.denoiser, model.pipe.vae.decoder) if compiled else ():
+            compile_blocks(part, backend="aot_eager")
+            units = [n for n, m in part.named_modules() if m._compiled_call_impl is not None]
+            assert units and not any(a.startswith(f"{b}.") for a in units for b in units)
+        model.prepare("lora", 2, checkpointing=True)
+        made, before = [model.make(PROMPTS, ImageDecoding(2, 2.0), keys(3))], graphs()
+        weights, losses, _ = fitted(model, pictures, 2)
+        assert graphs() == before, "compiled for training"
+        with torch.no_grad():
+            torch._foreach_add_(list(model.trainable().values()), 0.3)  # three steps hardly change a picture
+        made.append(model.make(PROMPTS, ImageDecoding(2, 2.0), keys(3)))
+        assert graphs() == before, "compiled again after training"
+        return made, losses, weights
+
+    monkeypatch.setattr("mmcollapse.graphs.LARGE", 0)
     torch._dynamo.reset()
     counters.clear()
-    pairs = zip(gradients(False), gradients(True), strict=True)
-    (ours, theirs), (loss, same), (grads, compiled) = pairs
-    assert counters["stats"]["unique_graphs"] >= 2 and not counters["graph_break"]
-    assert np.abs(ours.astype(int) - theirs).max() <= 2 and torch.allclose(loss, same, rtol=1e-4)
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(grads, compiled, strict=True))
-    before = counters["stats"]["unique_graphs"]
-    gradients(True)
-    assert counters["stats"]["unique_graphs"] == before, "another model of the kind is compiled anew"
+    (ours, losses, weights), (theirs, same, compiled) = used(False), used(True)
+    assert graphs() >= 4 and not counters["graph_break"]
+    (first, last), (same_first, same_last) = (np.stack(made).astype(int) for made in (ours, theirs))
+    assert max(np.abs(first - same_first).max(), np.abs(last - same_last).max()) <= 2 < np.abs(first - last).max()
+    assert losses == same and all(torch.equal(a, b) for a, b in zip(weights, compiled, strict=True))
+    before = graphs()
+    used(True)
+    assert graphs() == before, "another model of the kind is compiled anew"
 
 
 # ---- captioners
@@ -204,14 +217,18 @@ def test_captions_by_batches_are_those_one_by_one(captioner, pictures, decoding)
 
 
 def test_noise_of_a_large_vocabulary_is_drawn_when_it_is_needed(captioner, pictures, monkeypatch):
-    decoding = CaptionDecoding(temperature=1.0, top_k=50, max_tokens=12)
-    whole = captioner.make(pictures, decoding, keys(5))
-    monkeypatch.setattr("mmcollapse.models.captioner.NOISE_BYTES", 0)
-    assert captioner.make(pictures, decoding, keys(5)) == whole
-    rows, row = gumbel(keys(3), (4, 7)), gumbel_rows(keys(3), 7)
-    assert all(torch.equal(row(k), rows[:, k]) for k in range(4))
-    with pytest.raises(RuntimeError, match="order"):
-        row(7)
+    """And in the recorded way as in the library's."""
+    decoding = CaptionDecoding(temperature=1.0, max_tokens=12)
+    few = captioner.make(pictures, decoding, keys(5))
+    monkeypatch.setattr("mmcollapse.models.captioner.MANY_WORDS", 0)
+    many = captioner.make(pictures, decoding, keys(5))
+    assert many != few and len(set(many)) > 1
+    assert captioner.make(pictures[::-1], decoding, keys(5)[::-1], 2) == many[::-1]
+    with monkeypatch.context() as patch:
+        patch.setattr("mmcollapse.models.captioner.recording", lambda device: True)
+        assert captioner.make(pictures, decoding, keys(5)) == many
+    again = captioner.make(pictures, replace(decoding, top_k=50, beams=2), keys(5))
+    assert again == captioner.make(pictures, replace(decoding, top_k=50, beams=2), keys(5), 3)
 
 
 # ---- fine-tuning at scale
@@ -232,6 +249,7 @@ def fitted(model, pictures, n: int, dtype="float32", steps=3):
     parameters = list(model.trainable().values())
     losses = train(
         *(model.loss, parameters, data, model.draw, Recipe(steps, 4, 1e-3, 1, dtype=dtype), ("fit",)),
+        network=model.network,
         at_once=at_once,
         size=model.size,
         every=1,
@@ -433,11 +451,13 @@ def test_a_killed_chain_resumes_where_it_stopped(settings, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("profile", ["single-gpu", "paper"])
-def test_profiles_are_measured_from_making_to_a_whole_generation(profile, tmp_path, capfd):
+def test_profiles_are_measured_from_making_to_a_whole_generation(profile, tmp_path, capfd, monkeypatch):
     """The very script that measures full size, on small ones; every rate that a plan asks for is in the table."""
+    monkeypatch.setattr("mmcollapse.full_size.TRAINED", 5)
     own = load_settings(profile, device="cpu", image_size=64, compute_batch=2)
     full_size(own, tmp_path, tmp_path / "rates.json", full=False, seconds=0.01)
     said = capfd.readouterr().out
+    assert "FAILED" not in said and re.search(r"^  fine-tuning       no chk\. ", said, re.M), said
     assert said.count("times as fast (wanted: ") == 4 and re.search(r"^  \d+ s in all", said, re.M), said
     found = {(rate.model, rate.work) for rate in read_rates(tmp_path / "rates.json")}
     generators, captioners = own.generators.split(",")[0], own.captioners.split(",")[0]

@@ -48,8 +48,9 @@ SOURCES = {
         ),
         *(f"mmcollapse.models.generator.{n}" for n in GENERATORS),
         "mmcollapse.models.captioner._GumbelMax",
-        *(f"mmcollapse.models.captioner.Captioner.{n}" for n in ("_made", "write", "_next_token", "ends", "words")),
-        "mmcollapse.models.captioner.Captioner.make",
+        *(f"mmcollapse.models.captioner.Captioner.{n}" for n in ("_made", "_noise", "write", "_next_token")),
+        *(f"mmcollapse.models.captioner.Captioner.{n}" for n in ("make", "ends", "words")),
+        "mmcollapse.models.captioner.MANY_WORDS",
     ],
     "weights": [
         *NAMES,

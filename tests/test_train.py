@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from mmcollapse.errors import MMCollapseError, TrainingDiverged
+from mmcollapse.memory import AtOnce
 from mmcollapse.randomness import generator
-from mmcollapse.train import Recipe, batches, train
+from mmcollapse.train import Recipe, _Step, batches, train
+from test_graphs import record_here
 
 N = 24
 
@@ -211,6 +213,97 @@ def test_resumed_equals_uninterrupted(tmp_path):
     assert steps in (300, 301)  # the first 1,000 are not done again; one makes the optimiser's state, to be overwritten
     assert same(resumed, whole) and resumed_log == log
     assert not list(tmp_path.iterdir())  # finished: nothing to continue from
+
+
+# -- recorded -------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_recorded_is_the_step(monkeypatch):
+    """And recorded once, however often it is trained, but where a batch has other parts."""
+    plain = [run(key=("run", k)) for k in range(2)]
+    record_here(monkeypatch)
+    recorded, (loss, parameters, data) = {}, problem()
+    start = [p.detach().clone() for p in parameters]
+    for k, (weights, losses) in enumerate(plain):
+        torch._foreach_copy_([p.detach() for p in parameters], start)
+        log = train(loss, parameters, data, draw, Recipe(60, 4, 0.01), ("run", k), recorded=recorded)
+        assert same(parameters, weights) and log == losses and len(recorded) == 1
+    few = {"recorded": recorded, "at_once": AtOnce(2, "pairs", "train_batch")}
+    train(loss, parameters, data, draw, Recipe(60, 4, 0.01), ("run", 2), **few)
+    assert len(recorded) == 2
+
+
+@pytest.mark.parametrize("at", [0, 1, 3, "update"])  # the first warm-up, the second, the capture, and half way
+def test_out_of_memory_while_recording_halves_the_batch_and_leaves_nothing(monkeypatch, capsys, at):
+    short, step = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), _Step._update
+
+    def trained(n: int, most: int):
+        loss, parameters, data = problem()
+        average, calls = [p.detach().clone() for p in parameters], []
+        at_once, recorded = AtOnce(n, "pairs", "train_batch"), {}
+
+        def small(batch):
+            calls.append(len(batch["x"]))
+            if at != "update" and len(calls) > at and len(batch["x"]) > most:
+                raise short
+            return loss(batch)
+
+        ways = {"average": average, "at_once": at_once, "recorded": recorded}
+        log = train(small, parameters, data, draw, Recipe(30, 4, 0.01), ("run", 0), **ways)
+        return [p.detach() for p in parameters] + average, log, at_once.n, recorded
+
+    whole = trained(1, 4)
+    record_here(monkeypatch)
+    updates = itertools.count()
+
+    def _update(self):
+        if at == "update" and next(updates) in (1, 3):  # the second of warm-ups with 4 pairs at once, and with 2
+            raise short
+        return step(self)
+
+    monkeypatch.setattr(_Step, "_update", _update)
+    parts = trained(4, 1)
+    assert parts[2] == 1 and same(parts[0], whole[0]) and parts[1] == whole[1]
+    assert [kind[0] for kind in parts[3]] == [1]
+    assert "from here on 1 of pairs at once (setting train_batch)" in capsys.readouterr().err
+
+
+def test_the_recorded_step_of_a_large_model_is_given_up_at_the_end(monkeypatch):
+    plain = run()
+    record_here(monkeypatch)
+    monkeypatch.setattr("mmcollapse.graphs.LARGE", 0)
+    pools = []
+    monkeypatch.setattr("torch.cuda.graph_pool_handle", lambda: pools.append((0, 1)) or pools[-1])
+    recorded = {}
+    for k in (1, 2):
+        weights, log = run(recorded=recorded, network=torch.nn.Linear(1, 1))
+        assert same(weights, plain[0]) and log == plain[1] and not recorded and len(pools) == k
+
+
+def test_a_large_model_is_trained_as_if_it_were_not_compiled(monkeypatch):
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.layer(x).sin()
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr("mmcollapse.graphs.LARGE", 0)
+    network, compiled, x = Network(), [], torch.randn(N, 3)
+    network.compile(backend=backend)
+
+    def loss(batch):
+        return network(batch["x"]).square().mean()
+
+    train(loss, list(network.parameters()), {"x": x}, draw, Recipe(3, 4, 0.01), ("k",), network=network)
+    assert not compiled
+    network(x)
+    assert len(compiled) == 1
 
 
 # -- what goes wrong ------------------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ from mmcollapse.speedup import flops, peak_flops
 from mmcollapse.train import Recipe, train
 
 STEPS, WORDS = 20, 20  # of denoising, and tokens of a caption, which random weights would never end
+TRAINED = 40  # steps of a fine-tuning, at whose beginning one is recorded
 WANTED = {  # times as fast, on one H100
     ("CompVis/stable-diffusion-v1-4", "making pictures", "(a)"): 9,
     ("stabilityai/stable-diffusion-xl-base-1.0", "making pictures", "(a)"): 2.5,
@@ -174,15 +175,16 @@ class _Bench:
         made = self.pace("making pictures", "ours", lambda: len(make()), really * operations)
         latents = torch.randn(n, *adapter.shape, device=self.device)
         decoded = self.pace("decoding", "ours", lambda: len(adapter.decode(latents)))
-        self.rate(name, "decode", decoded, n, how)
+        self.rate(name, "decode", decoded, n, f"{how}, compiled by blocks")
         if made and decoded:
             self.rate(name, "denoise", passes / (1 / made - 1 / decoded), n, f"{how}, batch {n}, compiled by blocks")
         self._fine_tuning(name, model, adapter.encode(_pictures(s.batch, side), _captions(s.batch)), how, operations)
 
     def _fine_tuning(self, name: str, model: Model, data: dict[str, torch.Tensor], how: str, operations: float = 0.0):
-        """As many pairs at once as fit, and, if they are fewer, as many as the settings say."""
+        """As many pairs at once as fit, and, if they are fewer, as many as the settings say; without checkpointing,
+        too, where the settings have it: whoever has the memory may do without."""
         s, adapter = self.settings, model.adapter
-        recipe = Recipe(10, s.batch, 1e-6, 1, method=s.method, rank=s.rank, dtype=s.dtype)
+        recipe = Recipe(TRAINED, s.batch, 1e-6, 1, method=s.method, rank=s.rank, dtype=s.dtype)
         ways = {"recorded": model.recorded, "network": adapter.network, "size": adapter.size}
 
         def fit(at_once: AtOnce) -> int:
@@ -198,7 +200,11 @@ class _Bench:
                 times = (2 if s.method == "lora" else 3) + (s.checkpointing == "yes")
                 pace = self.pace("fine-tuning", way, lambda a=at_once: fit(a), times * operations)
                 told = f"{how}, {s.method}, batch {s.batch}, {at_once.n} at once, checkpointing {s.checkpointing}"
-                self.rate(name, "train", pace, s.batch, told)
+                self.rate(name, "train", pace, s.batch, f"{told}, recorded")
+        if s.checkpointing == "yes" and adapter.kind == "generator":
+            adapter.denoiser.disable_gradient_checkpointing()
+            whole = AtOnce(s.batch, "the pairs of a step", "train_batch")
+            self.pace("fine-tuning", "no chk.", lambda: fit(whole), (times - 1) * operations)
 
     def _as_lora_example(self, adapter):
         """(b), at the batch of the settings: what is frozen in half precision, as in diffusers' example."""

@@ -1,9 +1,10 @@
 """CUDA graphs: a function's kernels are recorded once and then launched all at once.
 
 Small models are launch-bound on a large GPU: it waits for Python, which issues its kernels one by one. Replayed from a
-graph the same kernels run several times faster (`make bench`), and compute the same. Elsewhere a function is just
-called. Kernels that only cast weights to bfloat16, again at every use, are a third of all in a training step: there
-`lowered` casts all weights at once.
+graph the same kernels run several times faster (`make bench`), and compute the same. So do the training steps of large
+models, whose batches are small; to make pictures these have their blocks compiled instead. Elsewhere a function is just
+called. Kernels that only cast weights to bfloat16, again at every use, are a third of all in a small model's training
+step: there `lowered` casts all weights at once.
 """
 
 from __future__ import annotations
@@ -11,15 +12,19 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import contextmanager
+from weakref import WeakSet
 
 import torch
 
-KEPT = 12  # recordings a function keeps: each holds the memory that its kernels work in
-LARGE = 10**8  # parameters from which on a model keeps a GPU busy by itself: there compiling pays, not recording
-# The parts of diffusers' denoisers that take nearly all of the time. Their like come again and again, and are compiled
-# once for each shape, in a fraction of the time that the whole takes.
-BLOCKS = ("BasicTransformerBlock", "JointTransformerBlock", "ResnetBlock2D")
+KEPT = 12  # recordings a function keeps: each holds its inputs and outputs
+LARGE = 10**8  # parameters from which on a model's kernels are so large that making pictures is worth compiling
+# The parts of diffusers' denoisers and VAEs that take nearly all of the time. Their like come again and again, and are
+# compiled once for each shape, in a fraction of the time that the whole takes. Only the outermost are compiled: a
+# transformer with its norm and projections, but its blocks where they stand alone.
+BLOCKS = ("Transformer2DModel", "BasicTransformerBlock", "JointTransformerBlock")
+BLOCKS += ("ResnetBlock2D", "Downsample2D", "Upsample2D")
 _state = {"plain": False}
+_sharing: WeakSet = WeakSet()  # graphs that work in one pool of memory, which lives as long as one of them
 
 
 @contextmanager
@@ -32,23 +37,25 @@ def plain():
         _state["plain"] = before
 
 
-def recording(device: torch.device, network: torch.nn.Module | None = None) -> bool:
-    """Whether what runs on `device` is to be recorded; of a large `network` nothing is."""
-    return device.type == "cuda" and not _state["plain"] and not large(network)
+def recording(device: torch.device) -> bool:
+    """Whether what runs on `device` is to be recorded."""
+    return device.type == "cuda" and not _state["plain"]
 
 
 def large(network: torch.nn.Module | None) -> bool:
-    """Whether a GPU is busy with `network` alone."""
+    """Whether `network` is one of the large."""
     return network is not None and sum(p.numel() for p in network.parameters()) >= LARGE
 
 
-def compile_blocks(denoiser: torch.nn.Module, backend: str = "inductor"):
-    """Let torch.compile make kernels for every block of `denoiser`, for each shape that it meets."""
-    torch._dynamo.config.recompile_limit = 256  # shapes times sizes of batch, with and without gradients
+def compile_blocks(network: torch.nn.Module, backend: str = "inductor"):
+    """Let torch.compile make kernels for every block of `network`, for each shape that it meets."""
+    torch._dynamo.config.recompile_limit = 256  # shapes times sizes of batch
     torch._dynamo.config.accumulated_recompile_limit = 1024
-    for module in denoiser.modules():
+    for module in network.children():
         if type(module).__name__ in BLOCKS:
             module.compile(dynamic=False, backend=backend)
+        else:
+            compile_blocks(module, backend)
 
 
 def castable(module: torch.nn.Module) -> list[torch.nn.Parameter]:
@@ -88,12 +95,40 @@ def lowered(parameters: list[torch.nn.Parameter]):
             p.grad = to
 
 
+def warm(function: Callable[[], object], times: int = 1):
+    """Call what is to be recorded beforehand, on another stream: libraries set themselves up at the first call."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    try:
+        with torch.cuda.stream(stream):
+            for _ in range(times):
+                function()
+    finally:
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+
+
+def captured(function: Callable, pool=None) -> tuple:
+    """(a graph of the kernels that function() launches, what it returned), which work in the memory of `pool`, that of
+    all other recordings if not given."""
+    graph, other = torch.cuda.CUDAGraph(), None if pool else next(iter(_sharing), None)
+    with torch.cuda.graph(graph, pool=other.pool() if other else pool, capture_error_mode="thread_local"):
+        output = function()  # thread_local: NCCL's watchdog may call CUDA meanwhile
+    if not pool:
+        # Where this graph has its outputs, those recorded earlier may have their scratch: what is in the pool lasts
+        # until anything else is replayed. All that must last longer is allocated outside of captures: inputs, weights,
+        # what a warm-up makes (an optimiser's state). A step's gradients are read by its second graph, right after.
+        _sharing.add(graph)
+    return graph, output
+
+
 class Recorded:
     """`function`, recorded once for every set of shapes and of other arguments that it is called with.
 
     function(inputs, **constants) -> tensor or tuple of tensors, where inputs are tensors by name; it must read nothing
-    on the host. What comes back is overwritten by the next call: copy it, or be done with it. The weights that it uses
-    may change in place between calls."""
+    on the host. What comes back is overwritten by the next call of anything that this process recorded, training steps
+    included, for all work in the same memory: copy it, or be done with it. The weights that it uses may change in place
+    between calls."""
 
     def __init__(self, function: Callable):
         self.function = function
@@ -117,13 +152,6 @@ class Recorded:
 
     def _record(self, inputs, constants):
         fixed = {name: value.clone() for name, value in inputs.items()}
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self.function(fixed, **constants)  # libraries set themselves up at the first call
-        torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            output = self.function(fixed, **constants)
+        warm(lambda: self.function(fixed, **constants))
+        graph, output = captured(lambda: self.function(fixed, **constants))
         return graph, fixed, output

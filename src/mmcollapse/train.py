@@ -1,22 +1,24 @@
 """The one training loop: chains fine-tune with it, `make pretrain` builds the base models with it.
 
 fp32 master weights and optimiser state, compute in fp32 or bf16 (autocast), AdamW, linear warm-up, gradient clipping.
-On a GPU the whole step of a small model is recorded in CUDA graphs (see graphs): it is launch-bound there, and so it is
-several times faster (`make bench`). The arithmetic is the same. A step of a large one may be computed in parts, whose
-gradients add up to the same step.
+On a GPU the whole step is recorded in CUDA graphs (see graphs): it is launch-bound there, and so it is several times
+faster (`make bench`). The arithmetic is the same. A step of a large model may be computed in parts, whose gradients add
+up to the same step.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from mmcollapse.errors import MMCollapseError, TrainingDiverged
-from mmcollapse.graphs import castable, lowered, recording
+from mmcollapse.graphs import captured, castable, large, lowered, recording, warm
 from mmcollapse.memory import AtOnce
 from mmcollapse.parallel import processes, share
 from mmcollapse.randomness import generator
@@ -91,16 +93,16 @@ def train(
     checkpoint: a file to continue from where it exists, written every SAVED steps and removed at the end (pretraining;
         a chain's generation is short enough to start again).
     recorded: steps recorded on a GPU by earlier calls with these very `loss` and `parameters`, to which this one's is
-        added: recording takes as long as tens of steps.
-    network: where the parameters are at work: of a small one steps are recorded on a GPU, and weights cast to bfloat16
-        once a step.
+        added: recording takes as long as tens of steps, those of a small model. Of a large one nothing is added, for
+        its memory is needed elsewhere, and recording takes as long as four steps.
+    network: where the parameters are at work: of a small one weights are cast to bfloat16 once a recorded step.
     at_once: how many pairs of a batch are computed at once, all if not given; a batch has the parts it takes.
     size: of a batch, what its loss is a mean over, by which its parts are weighted; pairs if not given.
     Raises TrainingDiverged when a loss or weight is not finite.
     """
     device = next(iter(data.values())).device
     n = len(next(iter(data.values())))
-    graphs = recording(device, network)
+    graphs = recording(device)
     at_once = at_once or AtOnce(recipe.batch, "the pairs of a step", "train_batch")
     stepper = None
 
@@ -120,15 +122,15 @@ def train(
     for i, index, draws in _fetched(batches(n, recipe.batch, recipe.steps, key), draw, noise_key, device, done, every):
         if stepper is None:
             shapes = tuple((k, t.shape[1:], t.dtype) for k, t in data.items())
-            kind = (recipe.batch, at_once.n, recipe.betas, recipe.weight_decay, recipe.clip, recipe.dtype, shapes)
-            stepper = recorded.get(kind) if graphs and recorded is not None else None
+            kind = (recipe.batch, recipe.betas, recipe.weight_decay, recipe.clip, recipe.dtype, shapes)
+            kept = {} if recorded is None or large(network) else recorded
+            stepper = kept.get((at_once.n, *kind)) if graphs else None
             if stepper is None:
-                low = network if graphs and recipe.dtype == "bfloat16" and at_once.n >= recipe.batch else None
-                stepper = _Step(loss, parameters, recipe, device, average, average_decay, at_once, size, graphs, low)
+                ways = (average, average_decay, at_once, size, graphs, network)
+                stepper = _Step(loss, parameters, recipe, device, *ways)
                 if graphs:
-                    stepper.record({k: t.index_select(0, index) for k, t in data.items()} | draws)
-                    if recorded is not None:
-                        recorded[kind] = stepper
+                    at_once(partial(stepper.record, {k: t.index_select(0, index) for k, t in data.items()} | draws))
+                    kept[at_once.n, *kind] = stepper
             stepper.begin()
             if saved:
                 stepper.restore(saved)
@@ -185,12 +187,13 @@ class _Step:
     """One optimiser step: loss, gradients, their exchange between processes, clipping, AdamW. Called, it takes the rows
     `index` of the data; recorded, it does so by two CUDA graphs with the exchange of gradients between them."""
 
-    def __init__(self, loss, parameters, recipe: Recipe, device, average, average_decay, at_once, size, graphs, low):
+    def __init__(self, loss, parameters, recipe: Recipe, device, average, decay, at_once, size, graphs, network):
         self.loss, self.parameters, self.recipe, self.device = loss, parameters, recipe, device
-        self.average, self.average_decay = average, average_decay
+        self.average, self.average_decay = average, decay
         self.at_once, self.size = at_once, size or _pairs
         self.graphs, self.inputs, self.output, self.gradients = (), {}, None, []
-        self.low = castable(low) if low is not None else []  # not of parts, whose gradients add up in float32
+        self.large, low = large(network), graphs and recipe.dtype == "bfloat16"
+        self.low = castable(network) if low and network is not None and not self.large else []
         self.cached = not graphs  # a graph would not see what autocast keeps
         self.rate = torch.tensor(recipe.lr, device=device)
         self.optimiser = torch.optim.AdamW(
@@ -203,7 +206,7 @@ class _Step:
         )
 
     def __call__(self, data, index, draws, lr: float) -> torch.Tensor:
-        """The loss, which the next call may overwrite."""
+        """The loss, which the next call of anything recorded may overwrite."""
         if self.device.type == "cuda":
             self.rate.fill_(lr)
         else:
@@ -237,17 +240,19 @@ class _Step:
     def _backward(self, batch, n: int) -> torch.Tensor:
         """The loss of a batch, of which n pairs are computed at once; its gradients stand with the parameters. Of
         processes that train together each computes its share, as many times too large as their mean is too small."""
+        low = self.low if n >= _pairs(batch) else []  # of parts the gradients add up in float32
         if processes() == 1 and n >= _pairs(batch):
-            return self._gradients(batch)
+            return self._gradients(batch, low)
         mine, all_ = share(_pairs(batch)), self.size(batch) / processes()
         rows = zip(*(t[mine].split(n) for t in batch.values()), strict=True)
         parts = [dict(zip(batch, part, strict=True)) for part in rows]
-        return sum(self._gradients(part, self.size(part) / all_) for part in parts)
+        return sum(self._gradients(part, low, self.size(part) / all_) for part in parts)
 
-    def _gradients(self, batch, share: torch.Tensor | float | None = None) -> torch.Tensor:
-        low = self.recipe.dtype == "bfloat16"
-        with lowered(self.low):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=self.cached):
+    def _gradients(self, batch, low: list, share: torch.Tensor | float | None = None) -> torch.Tensor:
+        half = self.recipe.dtype == "bfloat16"
+        # blocks that are compiled to make pictures are not worth compiling again for gradients
+        with lowered(low), torch.compiler.set_stance("force_eager") if self.large else nullcontext():
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=self.cached):
                 value = self.loss(batch)
                 value = value if share is None else value * share
             value.backward()
@@ -268,30 +273,37 @@ class _Step:
         for p in self.parameters:
             p.grad = None
 
-    def record(self, batch):
-        """Record the step for batches like this one. The warm-up that recording needs leaves no trace: weights and
-        averages are put back after it, and the optimiser begins anew."""
-        before = [p.detach().clone() for p in self.parameters]
-        averages = [a.clone() for a in self.average or []]
+    def record(self, batch, n: int):
+        """Record the step for batches like this one, of which n pairs are computed at once. The warm-up that recording
+        needs leaves no trace: weights and averages are put back after it, and the optimiser begins anew. Nor does
+        anything else where memory runs out."""
         self.inputs = {name: t.clone() for name, t in batch.items()}
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self._step(self.inputs, self.at_once.n)
-        torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.synchronize()
-        first, second = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(first, capture_error_mode="thread_local"):  # NCCL's watchdog may call CUDA meanwhile
-            self.output = self._backward(self.inputs, self.at_once.n)
-        self.gradients = [self.output, *(p.grad for p in self.parameters if p.grad is not None)]
-        with torch.cuda.graph(second, pool=first.pool(), capture_error_mode="thread_local"):
-            self._update()
+        try:
+            self._warm(n)
+            # the memory of a large model's step goes back when it is no longer used, that of all others is shared
+            pool = torch.cuda.graph_pool_handle() if self.large else None
+            first, self.output = captured(lambda: self._backward(self.inputs, n), pool)
+            self.gradients = [self.output, *(p.grad for p in self.parameters if p.grad is not None)]
+            second, _ = captured(self._update, pool)
+        except torch.OutOfMemoryError:
+            self.inputs, self.output, self.gradients = {}, None, []
+            self.optimiser.zero_grad()
+            self.optimiser.state.clear()
+            raise
         self.graphs = (first, second)
-        with torch.no_grad():
-            torch._foreach_copy_([p.detach() for p in self.parameters], before)
-            for a, b in zip(self.average or [], averages, strict=True):
-                a.copy_(b)
+
+    def _warm(self, n: int):
+        values = [*(p.detach() for p in self.parameters), *(self.average or [])]
+        before = [value.clone() for value in values]
+
+        def step():  # its gradients are not exchanged: another process may be short of memory, and begin again
+            self._backward(self.inputs, n)
+            self._update()
+
+        try:
+            warm(step, 3)
+        finally:
+            torch._foreach_copy_(values, before)
 
     def state(self) -> dict:
         optimiser = [{k: v.clone() for k, v in self.optimiser.state[p].items()} for p in self.parameters]

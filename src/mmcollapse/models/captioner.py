@@ -24,7 +24,7 @@ from mmcollapse.parallel import in_shares
 from mmcollapse.randomness import gumbel, gumbel_rows
 
 LONGEST = 62  # tokens of a caption, whatever a decoder has places for: COCO's longest has fewer
-NOISE_BYTES = 2**26  # noise of more than that is drawn when it is needed, for most captions end long before the longest
+MANY_WORDS = 2**12  # of larger vocabularies each token's noise is drawn when it is needed, on the device
 
 
 @dataclass(frozen=True)
@@ -265,11 +265,12 @@ class Captioner:
         from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
         part, noise = torch.from_numpy(images).to(self.device), None
-        length, words = self.prompt_length(), self.vocabulary()
-        whole = (decoding.max_tokens + 1, words)
+        length, tokens = self.prompt_length(), decoding.max_tokens + 1
+        if decoding.temperature > 0:
+            noise = self._noise(keys, tokens)
         if recording(self.device) and not self.large and decoding.plain():
-            noise = gumbel(keys, whole).to(self.device) if decoding.temperature > 0 else None
-            return self._texts(self.write(part, decoding, noise))
+            whole = None if noise is None else torch.stack([noise(k) for k in range(tokens)], 1)
+            return self._texts(self.write(part, decoding, whole))
         processors = LogitsProcessorList()
         if decoding.temperature > 0:
             processors.append(TemperatureLogitsWarper(float(decoding.temperature)))
@@ -278,24 +279,26 @@ class Captioner:
                 processors.append(TopKLogitsWarper(decoding.top_k, min_tokens_to_keep=keep))
             if decoding.top_p < 1:
                 processors.append(TopPLogitsWarper(decoding.top_p, min_tokens_to_keep=keep))
-            if 4 * len(keys) * whole[0] * words > NOISE_BYTES:
-                noise = gumbel_rows(keys, words)
-            else:
-                drawn = gumbel(keys, whole).to(self.device)
-                noise = partial(drawn.select, 1)
             processors.append(_GumbelMax(noise, length))
         with self._autocast():
             ids = self.model.generate(
                 **self.prompt(self.pixels(part)),
                 do_sample=False,
                 num_beams=decoding.beams,
-                max_new_tokens=decoding.max_tokens + 1,
+                max_new_tokens=tokens,
                 min_new_tokens=decoding.min_tokens,
                 repetition_penalty=decoding.repetition_penalty,
                 no_repeat_ngram_size=decoding.no_repeat,
                 logits_processor=processors,
             )
         return self._texts(ids[:, length : length + decoding.max_tokens])
+
+    def _noise(self, keys: list[tuple], tokens: int) -> Callable[[int], torch.Tensor]:
+        """A function of 0, 1, ... that gives the Gumbel noise (n, vocabulary) of each of so many tokens."""
+        words = self.vocabulary()
+        if words > MANY_WORDS:
+            return gumbel_rows(keys, words, self.device)
+        return partial(gumbel(keys, (tokens, words)).to(self.device).select, 1)
 
     def _texts(self, ids: torch.Tensor) -> list[str]:
         return [" ".join(t.split()) for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
@@ -311,7 +314,8 @@ class Captioner:
         ids[:, 0] = self.begin
         state = {"ids": ids, "ended": torch.zeros(n, dtype=torch.bool, device=device)}
         state |= {"at": torch.zeros(1, dtype=torch.long, device=device)}
-        fixed = {"seen": self._seen({"images": images})} | ({} if noise is None else {"noise": noise})
+        fixed = {"seen": self._seen({"images": images}).clone()}  # what comes next may overwrite it
+        fixed |= {} if noise is None else {"noise": noise}
         for token in range(decoding.max_tokens):
             new = self._next(fixed | state, temperature=float(decoding.temperature), end=self.end)
             state = dict(zip(state, new, strict=True))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.graphs import Recorded, castable, compile_blocks, large, lowered, recording
@@ -149,6 +150,7 @@ class DiffusersGenerator:
         self.nothing = self.no_caption()
         if self.large and recording(self.device):
             compile_blocks(self.denoiser)  # once a run: weights change in place
+            compile_blocks(self.pipe.vae.decoder)
 
     @staticmethod
     def predict(denoiser, noisy, timesteps, told: dict[str, torch.Tensor], return_dict: bool = True):
@@ -175,7 +177,11 @@ class DiffusersGenerator:
                 self.denoiser, [name.strip() for name in targets.split(",")] if targets else self.lora_targets, rank
             )
         if checkpointing:
-            self.denoiser.enable_gradient_checkpointing()
+            # A CUDA graph cannot hold the state of a random generator, and here none is needed: nothing in a denoiser
+            # or its LoRA layers is random while the pipeline's parts stay in the mode in which they were opened.
+            self.denoiser.enable_gradient_checkpointing(
+                partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+            )
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """Name -> parameter of what training moves."""
@@ -270,7 +276,7 @@ class DiffusersGenerator:
             return self.decode(self._denoised(given, **vars(decoding)))
         rows = torch.arange(batch, device=self.device).clamp(max=len(keys) - 1)  # what is compiled is of one size
         given = {name: t[rows] for name, t in given.items()}
-        return self.decode(self._denoise(given, **vars(decoding))[: len(keys)])
+        return self.decode(self._denoise(given, **vars(decoding)))[: len(keys)]
 
     def _called(self, told: dict[str, torch.Tensor], noise: torch.Tensor, decoding: ImageDecoding) -> np.ndarray:
         given = {}
