@@ -11,6 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mmcollapse import claims, stats
+from mmcollapse.causes import causes
 from mmcollapse.disk import remove
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.figures import FIGURES
@@ -24,9 +25,9 @@ from mmcollapse.report.found import (
     read_record,
     split_settings,
 )
-from mmcollapse.report.fragments import Links, card, notebook
+from mmcollapse.report.fragments import Links, card, notebook, passage
 from mmcollapse.settings import ROOT, Settings
-from mmcollapse.verdicts import differing
+from mmcollapse.verdicts import REACH, differing, read_results
 
 CARD, LICENCE = ROOT / "data" / "README.md", ROOT / "data" / "LICENSE"
 LIMITS = ROOT / "LIMITS.md"
@@ -97,7 +98,10 @@ def _write(folder: Path, settings: Settings, experiments: list[Experiment]) -> l
     judged, said = find_claims(settings, set(figures))
     overview = next((figures[name] for name in OVERVIEW if name in figures), None)
     frozen = {"digest": claims.claims_digest(), "frozen": claims.freezing(), "needed": stats.SEEDS_NEEDED}
-    write("index.html", "index.html", claims=judged, said=said, overview=overview, gates=find_gates(results), **frozen)
+    why = [f"- {line}" for line in causes(read_results(results)[0])]
+    why = {"why": passage("\n".join([*why, "", REACH]), links) if why else ""}
+    found = {"claims": judged, "said": said, "overview": overview, "gates": find_gates(results)}
+    write("index.html", "index.html", **found, **frozen, **why)
     for e in shown:
         write(f"{e.name}.html", "experiment.html", experiment=e)
         if e.notebook:

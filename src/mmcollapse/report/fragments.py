@@ -119,7 +119,12 @@ def notebook(path: Path, links: Links) -> str:
 
 def card(path: Path, links: Links) -> str:
     """A text in markdown as HTML, without its title, which is that of the page."""
+    # its sections stand right below the title
+    return passage(path.read_text().partition("\n")[2].replace("\n## ", "\n# "), links)
+
+
+def passage(text: str, links: Links) -> str:
+    """Markdown as HTML."""
     from nbconvert.filters import markdown2html
 
-    text = path.read_text().partition("\n")[2].replace("\n## ", "\n# ")  # its sections stand right below the title
     return clean(markdown2html(text).replace("&#182;", "").replace("¶", ""), links)
