@@ -1,7 +1,7 @@
 """CUDA graphs compute what the plain way computes. Where there is no GPU, only that nothing is recorded; the functions
 that are recorded are compared without one, too: `a_gpu_makes` in test_generators, `a_gpu_writes` in test_captioners."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import ClassVar
 
 import numpy as np
@@ -71,6 +71,32 @@ def test_a_recording_is_called_with_what_it_is_given(monkeypatch):
             assert torch.equal(called({"x": x}, by=by), by * x)
             assert torch.equal(called({"x": x + 1}, by=by), by * (x + 1))
     assert len(called.recordings) == graphs.KEPT
+
+
+def test_a_capture_that_breaks_says_why(monkeypatch):
+    """Its end fails as well, on a GPU; and then the stream is still that of the capture."""
+    streams = ["before"]
+
+    @contextmanager
+    def capture(graph, pool, capture_error_mode):
+        streams.append("capture's")
+        try:
+            yield
+        finally:
+            raise RuntimeError("capture_end: the capture was invalidated")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams[-1])
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+
+    def full():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for function, error in ((full, torch.OutOfMemoryError), (dict, RuntimeError)):
+        with pytest.raises(error) as found:
+            graphs.captured(function, pool="own")
+        assert type(found.value) is error and streams[-1] == "before"
 
 
 def test_on_a_cpu_functions_are_called():

@@ -112,8 +112,15 @@ def captured(function: Callable, pool=None) -> tuple:
     """(a graph of the kernels that function() launches, what it returned), which work in the memory of `pool`, that of
     all other recordings if not given."""
     graph, other = torch.cuda.CUDAGraph(), None if pool else next(iter(_sharing), None)
-    with torch.cuda.graph(graph, pool=other.pool() if other else pool, capture_error_mode="thread_local"):
-        output = function()  # thread_local: NCCL's watchdog may call CUDA meanwhile
+    before = torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, pool=other.pool() if other else pool, capture_error_mode="thread_local"):
+            output = function()  # thread_local: NCCL's watchdog may call CUDA meanwhile
+    except RuntimeError as error:  # to end a capture that broke may fail, too, and hide why it broke
+        torch.cuda.set_stream(before)
+        if isinstance(error.__context__, torch.OutOfMemoryError):
+            raise error.__context__ from None
+        raise
     if not pool:
         # Where this graph has its outputs, those recorded earlier may have their scratch: what is in the pool lasts
         # until anything else is replayed. All that must last longer is allocated outside of captures: inputs, weights,
