@@ -22,7 +22,7 @@ from mmcollapse.digests import digest_of
 from mmcollapse.experiments import arms_of
 from mmcollapse.figures import draw
 from mmcollapse.robustness import read_tables, write_correlations
-from mmcollapse.settings import as_dict, load_settings
+from mmcollapse.settings import ROOT, as_dict, load_settings
 from mmcollapse.stats import late_generations
 from mmcollapse.table import write_table
 from mmcollapse.verify import PARTS, RULES, by_hand, rows_of, rule_of, spans, verify
@@ -177,6 +177,21 @@ def test_chains_must_be_whole_and_rows_unique(study, capsys, spoil, failures, sa
     assert any(says in line for line in said) if says else not said
     if len(set(table[table.arm == "recursive"].seed)) < SEEDS:
         assert "2 chains are not there yet, the first generator recursive seed 3" in capsys.readouterr().out
+
+
+def test_a_remedy_comes_when_the_rows_say():
+    """Of the shipped table; an alarm on the last generation calls nobody."""
+    settings = load_settings("study", results=str(ROOT / "data" / "results" / "study"))
+    results = module.open_results(settings, "08_intervention")
+    ((name, table),) = results.tables.items()
+    module.check_switches(results, name, table)
+    assert not results.mismatches and results.checked["a"][name].sum() == 90
+    came = table[(table.metric == "switched") & (table.arm == "on-alarm") & table.value.notna()]
+    results.tables[name] = late = table.assign(value=table.value + table.index.isin(came.index))
+    module.check_switches(results, name, late)
+    assert len(results.mismatches) == 6
+    first = "generator on-alarm seed 0: the generation since which its remedy holds: shipped 4, recomputed 3, "
+    assert first in str(results.mismatches[0])
 
 
 def test_by_hand_follows_the_design():

@@ -25,7 +25,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from scipy import stats as scipy_stats
 
-from mmcollapse import claims, gates, kept, robustness, verdicts
+from mmcollapse import alarms, claims, gates, kept, robustness, verdicts
 from mmcollapse.claims import CLONE, Contrast, Correlation, Endpoint
 from mmcollapse.digests import digest_of
 from mmcollapse.earlier import semantics
@@ -316,6 +316,7 @@ def open_results(settings: Settings, only: str | None = None) -> Results:
 def aggregates(results: Results):
     for name, table in results.tables.items():
         check_table(results, name, table)
+        check_switches(results, name, table)
     check_digests(results)
     check_verdicts(results)
     check_correlations(results)
@@ -358,6 +359,25 @@ def check_table(results: Results, name: str, table: pd.DataFrame):
                 results.wrong("a", f"{name}: {error}", "rows are missing", "whole chains")
     if absent := list(dict.fromkeys(absent)):
         results.say(f"    {name}: {len(absent)} chains are not there yet, the first {absent[0]}")
+
+
+def check_switches(results: Results, name: str, table: pd.DataFrame):
+    """Remedies that wait for alarms came in the generation after the first of these, which follows from the rows."""
+    planned = results.records[name]["settings"]["generations"]
+    for p in protocols_of(results.records[name]):
+        if not (p.switch and isinstance(p.switch, tuple)):
+            continue
+        sounds = alarms.sounded(table[table.arm == p.arm], planned, alarms.thresholds(table, planned))
+        sounds = sounds[sounds.alarm.isin(p.switch)].groupby("seed").generation.min() + 1
+        switched = table[(table.arm == p.arm) & (table.metric == "switched") & table.modality.isin(p.modalities)]
+        for seed, since in switched.groupby("seed").value.min().items():
+            due = sounds.get(seed, math.nan)
+            due = due if due <= planned else math.nan  # in the last generation it is too late
+            if not (since == due or math.isnan(since) and math.isnan(due)):
+                results.wrong(
+                    "a", f"{name}: {p.name} seed {seed}: the generation since which its remedy holds", since, due
+                )
+        results.mark("a", name, switched.index)
 
 
 def check_digests(results: Results):
