@@ -65,10 +65,12 @@ class Check:
 
     @property
     def verdict(self) -> str:
+        """What was found, in one sentence."""
         return self.found["verdict"]
 
     @property
     def collapsing(self) -> bool:
+        """Whether collapse was found."""
         return self.found["collapsing"]
 
     def __repr__(self) -> str:

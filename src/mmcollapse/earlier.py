@@ -50,6 +50,7 @@ class Earlier:
 
     @property
     def has_world(self) -> bool:
+        """Whether real data were measured in them."""
         return bool(self.table.arm.isin(["world", "vae"]).any())
 
 

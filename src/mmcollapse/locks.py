@@ -46,6 +46,7 @@ def start_using(name: str, locks: Path) -> None:
 
 
 def stop_using(name: str, locks: Path) -> None:
+    """Give up the hold of this process on a folder."""
     _record(name, locks, fcntl.LOCK_UN)
 
 

@@ -91,6 +91,7 @@ class Instruments:
 
     @cached_property
     def prompts(self):
+        """The real test pairs whose captions are the prompts of what is measured."""
         return self.sample("test", self.study.settings.prompts)
 
     @cached_property
@@ -110,6 +111,7 @@ class Instruments:
 
     @property
     def real_spectrum(self) -> np.ndarray:
+        """Radial power spectrum of `real_images`."""
         return self._of_real("spectrum", {}, lambda: image.spectrum(self.real_images))
 
     def _of_real(self, what: str, by: dict, compute) -> np.ndarray:
@@ -339,6 +341,7 @@ def _picture_pixels(tools, images) -> Scores:
 
 
 def alignment_scores(seen: np.ndarray, read: np.ndarray) -> Scores:
+    """P, W, RMG, L2M and CLIPScore of pictures and their captions, from features (n, d) of either."""
     values = align.alignment(seen, read) | {"clip_score": align.clip_score(seen, read)}
     return {name: (value, len(seen)) for name, value in values.items()}
 
@@ -472,6 +475,7 @@ def _caption_truth(study, captions, scenes, full) -> Scores:
 
 
 def word_scores(captions, references) -> Scores:
+    """BLEU-4, CIDEr, ROUGE-L, length, vocabulary, distinct-1 and -2 and self-BLEU of captions."""
     n = len(captions)
     fewest = min(len(r) for r in references)  # BLEU needs one number of references
     pairs = text.distinct(captions, 2)
@@ -604,6 +608,8 @@ def pictures_found(study, tools, images, prompts) -> dict[str, Scores]:
 
 
 class Rows:
+    """Rows of a result table about one measured set, without arm, seed, generation and model."""
+
     def __init__(self, measurement: str, subset: str, hash_: str):
         self.common, self.rows = {"measurement": measurement, "subset": subset, "hash": hash_}, []
 

@@ -65,6 +65,7 @@ class Limit:
     absolute: float = 1e-9
 
     def of(self, value: float, n: int) -> float:
+        """What a value of n samples may be off."""
         n = max(1, n)
         return self.share / math.sqrt(n) + self.samples / n + (self.relative + ROUNDED) * abs(value) + self.absolute
 
@@ -170,6 +171,7 @@ UNEQUAL_N = ("nuisance_ratio", "cell_entropy")  # whose n is what the oracle cou
 
 
 def rule_of(metric: str) -> Rule:
+    """The first rule that fits a metric."""
     return next(rule for rule in RULES if metric.startswith(rule.metrics))
 
 
@@ -178,6 +180,8 @@ def rule_of(metric: str) -> Rule:
 
 @dataclass
 class Mismatch:
+    """A number that came out otherwise than it was shipped."""
+
     part: str
     what: str
     shipped: object
@@ -314,6 +318,7 @@ def open_results(settings: Settings, only: str | None = None) -> Results:
 
 
 def aggregates(results: Results):
+    """Part (a): everything that follows from the rows alone."""
     for name, table in results.tables.items():
         check_table(results, name, table)
         check_switches(results, name, table)

@@ -51,6 +51,7 @@ class Judgements:
 
 
 def has_judgements(results: Path) -> bool:
+    """Whether raters have saved anything to draw."""
     return (Path(results) / "09_human.parquet").is_file()
 
 

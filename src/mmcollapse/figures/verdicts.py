@@ -107,6 +107,7 @@ def open_verdicts(results: Path, experiment: str) -> Verdicts:
 
 
 def has_verdicts(results: Path) -> bool:
+    """Whether there are verdicts to draw."""
     return (Path(results) / "07_claims.parquet").is_file()
 
 
