@@ -186,6 +186,20 @@ def test_a_full_gpu_costs_one_worker_and_no_chain(monkeypatch, capfd):
     assert "out of memory (CUDA out of memory): 1 chains at once from here on" in capfd.readouterr().err
 
 
+def test_a_chain_that_fits_no_gpu_is_told_in_a_line(monkeypatch):
+    settings = load_settings("smoke", EXPERIMENT)
+    chain = Chain(EXPERIMENT, arms_of(EXPERIMENT, settings)[0], 0, settings)
+    monkeypatch.setattr("mmcollapse.pool.work", out_of_memory_on_the_second_worker)
+    with open_pool(1, False) as pool:
+        pool.client.run(rename)
+        with pytest.raises(MMCollapseError, match="does not hold one chain .CUDA out of memory.: a GPU with more"):
+            list(pool.run([chain]))
+
+
+def rename(dask_worker):
+    dask_worker.name = 1
+
+
 def test_what_was_done_is_written_whatever_ends_a_study(monkeypatch):
     """Interrupted between two of the times at which tables are written anyway."""
     settings = load_settings("smoke", EXPERIMENT)

@@ -20,6 +20,7 @@ from mmcollapse.plan import plan
 from mmcollapse.rates import read_rates
 from mmcollapse.settings import load_settings
 from mmcollapse.table import read_table
+from mmcollapse.verdicts import page
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -79,6 +80,12 @@ def test_the_verdicts_are_those_of_the_shipped_page():
             assert said.pop(claim.id) == (claim.text, str(row.seeds or ""), verdict)
     assert list(said) == ["Q2"] and said["Q2"][2] == "not run"
     assert found[found.index.str.startswith("Q2")].verdict.str.startswith("not run").all()
+
+
+def test_the_shipped_page_is_what_its_tables_say_today():
+    folder = ROOT / "data" / "results" / "study"
+    settings = load_settings("study", results=str(folder), figures=str(ROOT / "figures" / "study"))
+    assert (folder / "07_claims.md").read_text() == page({"study": folder}, settings)
 
 
 def test_what_remedies_saved_is_what_the_shipped_table_says():

@@ -22,10 +22,11 @@ SHARE = 8  # chains that one GPU takes at once
 kept: dict = {}  # of a worker's process: models and instruments that are open
 
 
-class NoRoom(Exception):
-    """The memory of a worker's GPU ran out. address: of the worker."""
+class NoRoom(MMCollapseError):
+    """The memory of a worker's GPU ran out. args: the address of the worker, and what the GPU's library said."""
 
-    address = property(lambda self: self.args[0])
+    def __str__(self):
+        return f"a GPU's memory does not hold one chain ({self.args[1]}): a GPU with more, or a smaller compute_batch"
 
 
 def work(chain, errors: dict):
@@ -114,7 +115,7 @@ class Pool:
                 error = future.exception()
                 if isinstance(error, NoRoom) and slots > 1:  # the others go on, one fewer, with the memory it had
                     slots -= 1
-                    self.client.retire_workers([error.address])
+                    self.client.retire_workers([error.args[0]])
                     waiting.insert(0, chain)
                     print(
                         f"out of memory ({error.args[1]}): {slots} chains at once from here on",

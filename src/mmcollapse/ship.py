@@ -62,14 +62,10 @@ def ship(results: Path, target: Path, figures: Path, profile: str = "study") -> 
         for path in draw(target, figures):
             if path.suffix not in DRAWN:
                 continue
-            # beside what was shipped before, figures of that, and of several tables, are others
-            own = path.name in whole and (not before or path.name.startswith(tuple(names)))
-            if (
-                own
-                and not path.name.startswith(VERDICTS)
-                and path.suffix == ".png"
-                and path.read_bytes() != whole[path.name].read_bytes()
-            ):
+            # verdicts, and beside what was shipped before figures of that, and of several tables, are others
+            own = path.suffix == ".png" and path.name in whole and not path.name.startswith(VERDICTS)
+            own = own and (not before or path.name.startswith(tuple(names)))
+            if own and path.read_bytes() != whole[path.name].read_bytes():
                 raise MMCollapseError(f"{path} is not the figure that {results} gives: it needs samples that were left")
             written.append(path)
     return written
