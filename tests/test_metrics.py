@@ -253,6 +253,28 @@ def test_kid_is_deterministic_and_leaves_the_global_generator_alone(rng):
     assert kid(x[:300][order[order < 300]], y[:300]) == pytest.approx(small, rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.parametrize("sizes", [(1500, 1200), (300, 400), (1300, 1300)])
+def test_kid_is_clean_fids(sizes, rng):
+    """Of the same subsets, which clean-fid draws from NumPy's global state."""
+    from cleanfid.fid import kernel_distance
+
+    real, fake = (s * rng.normal(size=(n, 8)) + s for n, s in zip(sizes, (1.0, 1.3), strict=True))
+    np.random.seed(0)
+    theirs = kernel_distance(real, fake, num_subsets=7)
+    assert kid(real, fake, subsets=7, standardise=False) == pytest.approx(theirs, rel=1e-9)
+    single = kid(real.astype(np.float32), fake.astype(np.float32), subsets=7, standardise=False)
+    assert single == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_metrics_on_a_gpu_are_those_on_a_cpu(rng):
+    real, fake = rng.normal(size=(2, 1200, 16)).astype(np.float32)
+    fake, pictures = 1.1 * fake + 0.1, rng.integers(0, 256, (300, 32, 32, 3), dtype=np.uint8)
+    assert kid(real, fake, device="cuda") == pytest.approx(kid(real, fake), rel=1e-4)
+    assert image.support(real, fake, device="cuda") == pytest.approx(image.support(real, fake), abs=1e-3)
+    assert image.spectrum(pictures, "cuda") == pytest.approx(image.spectrum(pictures), rel=1e-9)
+
+
 @pytest.mark.parametrize("d", [3, 40])
 def test_frechet_is_clean_fids(d, rng):
     from cleanfid.fid import frechet_distance
@@ -281,10 +303,10 @@ def test_support_of_prdcs_vector():
     real, fake = (torch.randn(10_000, 1_000, generator=g) for _ in range(2))
 
     def distances(a, b):
-        return torch.cdist(a, b).square().numpy()
+        return torch.cdist(a.float(), b.float()).square()
 
     with pytest.MonkeyPatch.context() as patch:  # float32 on all cores: the test is about the counting
-        patch.setattr(image, "_distances", lambda a, b: distances(torch.from_numpy(a), torch.from_numpy(b)))
+        patch.setattr(image, "distances", distances)
         found = image.support(real.numpy(), fake.numpy(), k=5)
     assert [found["precision"], found["recall"]] == pytest.approx([0.4772, 0.4705], abs=0.02)
     assert found["density"] == pytest.approx(1.0555, abs=0.04)  # a few samples in the middle lie in most balls

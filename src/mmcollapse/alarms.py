@@ -25,6 +25,7 @@ VERSION = 1  # raise it when an alarm sounds at other times: chains that wait fo
 RATE = 0.05  # of false alarms, each alarm and chain
 # The arms on which alarms are judged. Captioners collapse under the drifting schedule alone. SLOW: trained on generated
 # data that are made once, and not again; healthy for long.
+JUDGED_IN = "01_variance"  # the experiment that has these arms
 COLLAPSING = {"image": "recursive", "text": "recursive-drift"}
 HEALTHY, SLOW = "real", {"image": "gen0", "text": "gen0-drift"}
 # What half of is lost at the half-life of a chain, by modality.

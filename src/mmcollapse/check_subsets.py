@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy import sparse
 
 from mmcollapse.metrics import images as image
@@ -145,8 +146,8 @@ def _pairs(images: np.ndarray, texts: np.ndarray):
 
 
 def _support(real: np.ndarray, features: np.ndarray):
-    reach = np.partition(image._distances(real, real), K, axis=1)[:, K]  # the 0-th is the picture itself
-    inside = image._distances(real, features) < reach[:, None]
+    reach = np.partition(_distances(real, real), K, axis=1)[:, K]  # the 0-th is the picture itself
+    inside = _distances(real, features) < reach[:, None]
     some, count, balls = inside.any(0).astype(float), inside.sum(0).astype(float), inside.T.astype(np.float32)
 
     def of(masks):
@@ -157,9 +158,13 @@ def _support(real: np.ndarray, features: np.ndarray):
     return of
 
 
+def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return image.distances(*(torch.from_numpy(v.astype(np.float64)) for v in (a, b))).numpy()
+
+
 def _recall(real: np.ndarray, features: np.ndarray):
     """Recall of images.support: the balls are around the subset's own pictures, so they change with it."""
-    apart, own = image._distances(real, features), image._distances(features, features)
+    apart, own = _distances(real, features), _distances(features, features)
     np.fill_diagonal(own, np.inf)
     some = min(NEAR, len(own) - 1)
     near = np.argpartition(own, some - 1, axis=1)[:, :some]

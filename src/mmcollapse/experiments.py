@@ -438,7 +438,7 @@ def _of_the_paper(claim: str, part: str) -> bool:
 
 # Where time is short a study is run in these turns, each in the order of PRIORITY.
 TURNS = (
-    "what verdicts on C1 to C7 and Q1 need: the arms that they compare, five seeds",
+    "what verdicts on C1 to C7 and Q1 need: the arms that they compare, five seeds; and what alarms are judged on",
     "what else has a verdict (Q2, repeats), and controls, five seeds",
     "the other seeds of all these",
     "exploratory cells",
@@ -454,12 +454,16 @@ def turn_of(experiment: str, protocol: Protocol, seed: int, settings: Settings) 
 @cache
 def _turns(experiment: str, s: Settings) -> dict[tuple, int]:
     """The turn of the first seeds of each arm of an experiment, by (roles, arm)."""
+    from mmcollapse.alarms import COLLAPSING, JUDGED_IN, SLOW  # here, for it imports much
+
     arms = {(p.roles, p.arm): p for p in EXPERIMENTS[experiment](s)}
     turns = dict.fromkeys(arms, 3)
     for claim, modality, names, part in _contrasts_of(experiment, arms.values()):
         turn = 0 if _of_the_paper(claim, part) else 1
         compared = [key for key, p in arms.items() if p.arm in names and modality in p.modalities]
         turns |= {key: min(turns[key], turn) for key in compared}
+    if experiment == JUDGED_IN:
+        turns |= {key: 0 for key, p in arms.items() if p.arm in {*COLLAPSING.values(), *SLOW.values()}}
     controls = {(roles, arm) for (roles, _), p in arms.items() if turns[roles, p.arm] < 3 for arm in p.controls}
     return turns | {key: 1 for key in controls if turns[key] > 1}
 

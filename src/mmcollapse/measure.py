@@ -112,7 +112,7 @@ class Instruments:
     @property
     def real_spectrum(self) -> np.ndarray:
         """Radial power spectrum of `real_images`."""
-        return self._of_real("spectrum", {}, lambda: image.spectrum(self.real_images))
+        return self._of_real("spectrum", {}, lambda: image.spectrum(self.real_images, self.study.device))
 
     def _of_real(self, what: str, by: dict, compute) -> np.ndarray:
         """An array that describes real pictures, kept in the store by content: all chains compare with the same, and to
@@ -241,6 +241,7 @@ def _score_pictures(study, tools, makers: Makers, real, noises, guidance, subset
     decoding = ImageDecoding(study.settings.measure_steps, guidance)
     keys = [("measure", "generator", i) for i in range(len(captions))]
     inputs = {"makers": _digests(makers), "prompts": captions, "decoding": vars(decoding), "noise": "measure"}
+    made: list[tuple[np.ndarray, list[str]]] = []
 
     def make(folder):
         def by(adapter, rows):
@@ -248,10 +249,11 @@ def _score_pictures(study, tools, makers: Makers, real, noises, guidance, subset
             return adapter.make(asked, decoding, noise, study.settings.compute_batch)
 
         images = np.stack(_in_turn(study, makers, len(captions), by))
+        made.append((images, captions))
         return {"digest": save_pairs(folder, images, captions), "n": len(captions)}
 
     item = study.store.make("pairs", inputs | {"computing": study.computing()}, make)
-    scored = _Scored(study, tools, item)
+    scored = _Scored(study, tools, item, made.pop() if made else None)
     rows = Rows(f"guidance {guidance:g}", subset, item.name)
 
     if scenes is None:
@@ -323,21 +325,22 @@ def _picture_features(tools, space, features, noises: int) -> Scores:
     else:
         out |= {"variance_within": NO_REDRAW, "variance_between": NO_REDRAW}
     # raw Inception features: then it is the KID that others report
-    out["kid"] = (image.kid(real, features, standardise=space != "inception"), n)
+    out["kid"] = (image.kid(real, features, standardise=space != "inception", device=tools.study.device), n)
     few, d = min(n, len(real)), features.shape[1]
     if few >= 10 * d:
         out["fid"] = (image.frechet(real, features), few)
     else:
         out["fid"] = f"{few} pictures are too few for {d} dimensions: {10 * d} are needed"
     if few > k:
-        out |= {name: (value, few) for name, value in image.support(real, features, k).items()}
+        out |= {name: (value, few) for name, value in image.support(real, features, k, tools.study.device).items()}
     else:
         out |= dict.fromkeys(("precision", "recall", "density", "coverage"), f"{few} pictures: {k + 1} are needed")
     return out
 
 
 def _picture_pixels(tools, images) -> Scores:
-    return {"spectrum": (image.spectrum_distance(tools.real_spectrum, image.spectrum(images)), len(images))}
+    made = image.spectrum(images, tools.study.device)
+    return {"spectrum": (image.spectrum_distance(tools.real_spectrum, made), len(images))}
 
 
 def alignment_scores(seen: np.ndarray, read: np.ndarray) -> Scores:
@@ -368,6 +371,7 @@ def measure_captioner(study, tools, maker: Makers, seed: int, protocol: Protocol
 def _score_captions(study, tools, makers: Makers, real, decoding, measurement, subset, full: bool) -> list[dict]:
     keys = [("measure", "captioner", i) for i in range(len(real.images))]
     inputs = {"makers": _digests(makers), "pictures": real.keys, "decoding": vars(decoding), "noise": "measure"}
+    made: list[tuple[np.ndarray, list[str]]] = []
 
     def make(folder):
         def by(adapter, rows):
@@ -375,10 +379,11 @@ def _score_captions(study, tools, makers: Makers, real, decoding, measurement, s
             return adapter.make(real.images[list(rows)], decoding, noise, study.settings.compute_batch)
 
         written = _in_turn(study, makers, len(real.images), by)
+        made.append((real.images, written))
         return {"digest": save_pairs(folder, real.images, written), "n": len(written)}
 
     item = study.store.make("pairs", inputs | {"computing": study.computing()}, make)
-    scored, rows = _Scored(study, tools, item), Rows(measurement, subset, item.name)
+    scored, rows = _Scored(study, tools, item, made.pop() if made else None), Rows(measurement, subset, item.name)
     if real.scenes is None:
         for metric in ("all_right", "unreadable", "tail_coverage", "cell_entropy"):
             rows.add("parser", {metric: NO_TRUTH})
@@ -624,15 +629,15 @@ class Rows:
 
 class _Scored:
     """Scores of one measured set, each group computed once and kept in the store; its features, each computed once for
-    all groups that need them."""
+    all groups that need them. made: the set's pictures and captions, if they are still at hand."""
 
-    def __init__(self, study: Study, tools: Instruments, item):
-        self.study, self.tools, self.item = study, tools, item
+    def __init__(self, study: Study, tools: Instruments, item, made: tuple[np.ndarray, list[str]] | None = None):
+        self.study, self.tools, self.item, self.made = study, tools, item, made
         self._features: dict[tuple[str, str], np.ndarray] = {}
 
     @cached_property
     def _pairs(self):
-        return load_pairs(self.item.files())[:2]
+        return self.made or load_pairs(self.item.files())[:2]
 
     images = property(lambda self: self._pairs[0])
     captions = property(lambda self: self._pairs[1])
@@ -678,6 +683,8 @@ class _Scored:
     def done(self):
         """The scores stay; the samples themselves are pruned unless the settings keep them."""
         remade = "_pairs" in vars(self)  # had been pruned, and something asked for them once more
+        vars(self).pop("_pairs", None)  # what makes the samples once more, should they be damaged, holds on to this
+        self.made = None
         if self.study.settings.keep_pictures == "none" and (remade or not self.item.manifest.get("pruned")):
             self.study.store.prune(self.item)
 

@@ -11,7 +11,7 @@ Each takes at most 2 seconds for 2,000 captions with five references each, on on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -53,7 +53,12 @@ def tokens(caption: str) -> list[str]:
     COCO splits with Stanford's PTBTokenizer, which needs Java. 13a differs where a word holds an apostrophe ("man's" is
     one word, there two) or punctuation that is not ASCII: in 2 of 5,000 captions of Flickr8k, whose text comes with
     its punctuation apart, so that CIDEr and ROUGE-L are COCO's to 1e-4. Plain words come out as by `split()`."""
-    return [word for word in _tokenizer()(caption.lower()).split() if word.strip("'`\"(){}.,:;?!-")]
+    return list(_tokens(caption))
+
+
+@lru_cache(2**16)  # every metric asks for them, and references come again with every set
+def _tokens(caption: str) -> tuple[str, ...]:
+    return tuple(word for word in _tokenizer()(caption.lower()).split() if word.strip("'`\"(){}.,:;?!-"))
 
 
 def bleu4(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -67,15 +72,19 @@ def bleu4(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float
     sets. Every caption needs the same number of references, for BLEU grows with it (cut them: `[r[:5] for r in ...]`).
     Equals COCO's own BLEU-4 on equal tokens; COCO drops punctuation. Nearly unbiased in n but for a handful
     (human captions: 0.197 at n = 2, 0.253 at 10, 0.260 at 1,000)."""
-    from sacrebleu.metrics import BLEU
-
     check(captions, references)
     counts = {len(r) for r in references}
     if len(counts) != 1:
         raise MMCollapseError(f"BLEU-4 with {sorted(counts)} references a caption: one number is needed")
-    columns = [list(column) for column in zip(*references, strict=True)]
-    judge = BLEU(lowercase=True, smooth_method="none", force=True)  # force: no warning that captions end in " ."
-    return judge.corpus_score(list(captions), columns).score / 100
+    return _bleu(tuple(zip(*references, strict=True))).corpus_score(list(captions), None).score / 100
+
+
+@lru_cache(4)  # to count the n-grams of references takes longer than those of the captions, generation by generation
+def _bleu(columns: tuple[tuple[str, ...], ...]):
+    from sacrebleu.metrics import BLEU
+
+    # force: no warning that captions end in " ."
+    return BLEU(lowercase=True, smooth_method="none", force=True, references=[list(column) for column in columns])
 
 
 def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:

@@ -1,8 +1,11 @@
-"""Metrics of sets of pictures, on features (n, d) of one feature space (judge, Inception, CLIP, ...)."""
+"""Metrics of sets of pictures, on features (n, d) of one feature space (judge, Inception, CLIP, ...).
+
+`device`: where what takes longest is computed ("cpu", "cuda", ...)."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from mmcollapse.errors import MMCollapseError
 
@@ -61,35 +64,42 @@ def frechet(real: np.ndarray, fake: np.ndarray, least: int = 10) -> float:
     return float(max(apart + np.trace(s1) + np.trace(s2) - 2 * cross, 0.0))
 
 
-def kid(real: np.ndarray, fake: np.ndarray, subsets: int = 50, standardise: bool = True) -> float:
+def kid(real: np.ndarray, fake: np.ndarray, subsets: int = 50, standardise: bool = True, device="cpu") -> float:
     """Kernel inception distance (Binkowski et al. 2018): squared MMD with the cubic polynomial kernel, unbiased, the
-    mean over `subsets` random subsets of up to 1,000 (one where that is all there is), by clean-fid. Around 0 for equal
+    mean over `subsets` random subsets of up to 1,000 (one where that is all there is). Around 0 for equal
     distributions (it can be slightly negative), lower is better. Features are standardised by the real set's mean and
     standard deviation, for the kernel is not scale-free and the judge's features are not Inception's; not where
-    `standardise` is off: then it is clean-fid's KID of Inception features. The zero holds for independent sets: where
-    real and made pictures answer to the same prompts, as in this project's tables, equal distributions come out below 0
-    (-.012 at 100 prompts with 10 pictures each), so compare it with real against real, not with 0."""
-    from cleanfid.fid import kernel_distance
-
+    `standardise` is off: then it is the KID of Inception features that others report. Equal to clean-fid's of the same
+    features after `numpy.random.seed(0)`, up to its rounding, and computed on a GPU where there is one. The zero holds
+    for independent sets: where real and made pictures answer to the same prompts, as in this project's tables, equal
+    distributions come out below 0 (-.012 at 100 prompts with 10 pictures each), so compare it with real against real,
+    not with 0."""
     _check(real, fake)
-    if min(len(real), len(fake)) < 2:
+    m, d = min(len(real), len(fake), 1000), real.shape[1]
+    if m < 2:
         raise MMCollapseError(f"KID of {len(real)} real and {len(fake)} made pictures: needs at least 2 of each")
-    if len(real) == len(fake) <= 1000:
+    if len(real) == len(fake) == m:
         subsets = 1  # a subset would be the whole, every time
     centre, scale = real.mean(0), real.std(0)
     scale = np.where(scale > 1e-6 * max(scale.max(), 1e-12), scale, 1.0)  # a feature that never changes stays as it is
     if not standardise:
         centre, scale = 0.0, 1.0
-    state = np.random.get_state()
-    np.random.seed(0)  # clean-fid draws its subsets from NumPy's global state
-    try:
-        value = kernel_distance((real - centre) / scale, (fake - centre) / scale, num_subsets=subsets)
-    finally:
-        np.random.set_state(state)
-    return float(value)
+    real, fake = (torch.from_numpy(np.ascontiguousarray((v - centre) / scale)).to(device) for v in (real, fake))
+
+    def kernel(a, b):
+        inner = (a @ b.T).div_(d).add_(1)
+        return inner * inner * inner  # a power takes several times as long
+
+    draw, total = np.random.RandomState(0), 0.0
+    for _ in range(subsets):  # drawn in clean-fid's order
+        x, y = (v[torch.from_numpy(draw.choice(len(v), m, replace=False)).to(device)] for v in (fake, real))
+        for alike in (kernel(x, x), kernel(y, y)):
+            total += (alike.sum(dtype=torch.float64) - alike.trace()) / (m * (m - 1))
+        total -= 2 * kernel(x, y).mean(dtype=torch.float64)
+    return float(total / subsets)
 
 
-def support(real: np.ndarray, fake: np.ndarray, k: int = 5) -> dict[str, float]:
+def support(real: np.ndarray, fake: np.ndarray, k: int = 5, device="cpu") -> dict[str, float]:
     """Improved precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020). With balls
     around each sample that reach to its k-th nearest neighbour in its own set:
 
@@ -109,21 +119,23 @@ def support(real: np.ndarray, fake: np.ndarray, k: int = 5) -> dict[str, float]:
         raise MMCollapseError(f"precision and recall by neighbour k = {k}: needs at least 1")
     if min(len(real), len(fake)) <= k:
         raise MMCollapseError(f"precision and recall of {len(real)} real and {len(fake)} made pictures: needs {k + 1}")
-    reach = [np.partition(_distances(v, v), k, axis=1)[:, k] for v in (real, fake)]  # the 0-th is the sample itself
-    apart = _distances(real, fake)
+    real, fake = (torch.from_numpy(v.astype(np.float64, order="C")).to(device) for v in (real, fake))
+    # a sample is the nearest of itself
+    reach = [distances(v, v).topk(k + 1, largest=False).values[:, k] for v in (real, fake)]
+    apart = distances(real, fake)
     inside = apart < reach[0][:, None]
-    return {
-        "precision": float(inside.any(0).mean()),
-        "recall": float((apart < reach[1]).any(1).mean()),
-        "density": float(inside.sum(0).mean() / k),
-        "coverage": float(inside.any(1).mean()),
+    found = {
+        "precision": inside.any(0).double().mean(),
+        "recall": (apart < reach[1]).any(1).double().mean(),
+        "density": inside.sum(0).double().mean() / k,
+        "coverage": inside.any(1).double().mean(),
     }
+    return {name: float(value) for name, value in found.items()}
 
 
-def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Squared Euclidean distances (n, m)."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    return (np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T).clip(min=0)
+def distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Squared Euclidean distances (n, m) of rows (n, d) and (m, d)."""
+    return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp_(min=0)
 
 
 def vendi(features: np.ndarray) -> float:
@@ -162,7 +174,7 @@ def split_variance(features: np.ndarray, noises: int) -> tuple[float, float]:
     return float(within), float(max(between, 0.0))
 
 
-def spectrum(images: np.ndarray) -> np.ndarray:
+def spectrum(images: np.ndarray, device="cpu") -> np.ndarray:
     """Radial power spectrum (size // 2,): for each whole radius 1.. of spatial frequency (cycles a picture), log10 of
     the power of the grey picture (mean of the channels, 0-1, Hann window, mean removed), averaged over the ring and
     then over pictures. Needs no network, so it sees what judges may be blind to: noise lifts its end, blur lowers it.
@@ -171,15 +183,18 @@ def spectrum(images: np.ndarray) -> np.ndarray:
     height, width = images.shape[1:3]
     if min(height, width) < 4:  # the window is 0 at the edges
         raise MMCollapseError(f"spectrum of pictures {images.shape}: needs 4 pixels a side")
-    window = np.outer(np.hanning(height), np.hanning(width))
+    window = torch.from_numpy(np.outer(np.hanning(height), np.hanning(width))).to(device)
     radius = np.hypot(np.fft.fftfreq(height)[:, None] * height, np.fft.fftfreq(width) * width).round().astype(int)
-    rings = np.arange(1, min(height, width) // 2 + 1)
-    total = np.zeros(len(rings))
+    rings = np.stack([radius.ravel() == r for r in range(1, min(height, width) // 2 + 1)], 1)
+    rings = torch.from_numpy(rings / rings.sum(0)).to(device)  # (frequencies, radii): a mean over each ring
+    total = torch.zeros(rings.shape[1], dtype=torch.float64, device=device)
     for start in range(0, len(images), 256):
-        grey = images[start : start + 256].mean(3) / 255
-        power = np.abs(np.fft.fft2((grey - grey.mean((1, 2), keepdims=True)) * window)) ** 2
-        total += [np.log10(power[:, radius == r].mean(1) + 1e-10).sum() for r in rings]
-    return total / len(images)
+        grey = torch.from_numpy(np.ascontiguousarray(images[start : start + 256])).to(device).sum(3).double() / (
+            3 * 255
+        )
+        power = torch.fft.fft2((grey - grey.mean((1, 2), keepdim=True)) * window).abs().square()
+        total += (power.flatten(1) @ rings + 1e-10).log10().sum(0)
+    return total.cpu().numpy() / len(images)
 
 
 def spectrum_distance(real: np.ndarray, fake: np.ndarray) -> float:
