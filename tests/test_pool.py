@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -200,8 +201,11 @@ def rename(dask_worker):
     dask_worker.name = 1
 
 
-def test_what_was_done_is_written_whatever_ends_a_study(monkeypatch):
-    """Interrupted between two of the times at which tables are written anyway."""
+@pytest.mark.parametrize("ending", ["interrupted", "killed"])
+def test_what_was_done_is_written_whatever_ends_a_study(monkeypatch, ending):
+    """Interrupted between two of the times at which tables are written anyway; or killed while the next chain runs,
+    after one of them."""
+    monkeypatch.setattr("mmcollapse.study.WRITTEN", 60.0 if ending == "interrupted" else 0.05)
     settings = load_settings("smoke", EXPERIMENT)
     chain = Chain(EXPERIMENT, arms_of(EXPERIMENT, settings)[0], 0, settings)
 
@@ -220,6 +224,10 @@ def test_what_was_done_is_written_whatever_ends_a_study(monkeypatch):
     class Interrupted:
         def run(self, chains):
             yield Done(chains[0])
+            until = time.monotonic() + 10
+            while ending == "killed" and not run.written and time.monotonic() < until:
+                time.sleep(0.01)
+            assert run.written == (ending == "killed")
             raise KeyboardInterrupt
 
     run = Written()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -294,6 +295,9 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--device")
     p.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    for name in (signal.SIGTERM, signal.SIGHUP):  # like Ctrl-C: kernels and workers are ended, too, tables written
+        if signal.getsignal(name) == signal.SIG_DFL:  # under nohup it is to be ignored
+            signal.signal(name, signal.default_int_handler)
     try:
         return args.run(args) or 0
     except MMCollapseError as error:

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -96,8 +95,6 @@ def run(profile: str, changes: dict, only: str | None = None, jobs: int = 0) -> 
         arms_of(name, settings[name])
     refuse_shipped(settings)
     check(needed(settings.values()))
-    for name in ("SIGTERM", "SIGHUP"):  # like Ctrl-C: the kernel is ended too
-        signal.signal(getattr(signal, name), signal.default_int_handler)
     try:
         outcomes = run_all(settings, told, jobs or at_once(settings[names[0]]))
     except KeyboardInterrupt:

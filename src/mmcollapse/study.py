@@ -4,7 +4,7 @@ many at once, as many as there is time for. What earlier runs have finished is t
 from __future__ import annotations
 
 import sys
-import time
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from mmcollapse.experiments import turn_of
 from mmcollapse.pool import Pool
 from mmcollapse.settings import Settings
 
-WRITTEN = 90  # seconds after which tables are written again: what is cut off has lost no more
+WRITTEN = 20.0  # seconds after which tables are written again: what is cut off has lost no more
 
 
 def run_study(settings: dict[str, Settings], pool: Pool, before: Path | None = None) -> list[str]:
@@ -44,26 +44,39 @@ def run_chains(runs: dict[str, Run], pool: Pool):
     todo = [chain for run in runs.values() for chain in run.todo]
     todo.sort(key=lambda c: turn_of(c.experiment, c.protocol, c.seed, c.settings))
     progress = Progress(len(todo), max(r.settings.generations for r in runs.values()))
-    written, changed = time.monotonic(), set()
-    with ThreadPoolExecutor(1) as aside:  # real against real, while the workers are at the chains
+    changed, ended = set(), threading.Event()
+    with ThreadPoolExecutor(1) as aside:  # while the workers are at the chains
         worlds = [aside.submit(run.measure_world) for run in runs.values()]
+        writer = aside.submit(_write_on, runs, changed, ended)
         try:
             for done in pool.run(todo):
                 runs[done.chain.experiment].add(done)
+                changed.add(done.chain.experiment)
                 progress.chain(f"{done.chain.experiment} {done.chain.name}", done.seconds)
                 if told := alarms(runs[done.chain.experiment], done):
                     progress.note(f"    alarms: {', '.join(told)}")
-                changed.add(done.chain.experiment)
-                if time.monotonic() - written > WRITTEN:
-                    for name in changed:
-                        runs[name].write()
-                    written, changed = time.monotonic(), set()
-        except BaseException:  # whatever ends it, what was done is kept
-            for name in changed:
-                runs[name].write()
+                if writer.done():
+                    writer.result()  # raises what ended it: the disk may be full
+        except BaseException:
+            for world in worlds:  # those that have not begun
+                world.cancel()
             raise
+        finally:  # whatever ends it, what was done is kept
+            ended.set()
         for world in worlds:
             world.result()
+        writer.result()
+
+
+def _write_on(runs: dict[str, Run], changed: set[str], ended: threading.Event):
+    """Write the tables of `changed` every WRITTEN seconds, whether or not another chain ends, and once more at the
+    end."""
+    while True:
+        last = ended.wait(WRITTEN)
+        while changed:
+            runs[changed.pop()].write()
+        if last:
+            return
 
 
 def alarms(run: Run, done: Done) -> list[str]:
