@@ -116,6 +116,17 @@ def test_the_earliest_honest_alarm_is_that_of_the_shipped_table():
     first = judged[(judged.modality == "image") & judged.honest].iloc[0]
     assert f"the earliest that is honest is *{first.alarm}*, in\ngeneration {first.generation:.0f}, " in README
     assert (first.healthy, round(first.lead)) == (5, 5) and "five generations before half" in README
+    first = judged[(judged.modality == "text") & judged.honest].iloc[0]
+    assert f"it is *{first.alarm}*, in generation {first.generation:.0f}, when half of them are lost already" in README
+    assert (first.collapsing, first.healthy) == (3, 5) and first.lead < 0
+
+
+def test_captioners_that_are_trained_on_what_drifts_write_none_right():
+    table = read_table(ROOT / "data" / "results" / "study" / "01_variance.parquet")
+    trained = table[(table.arm == "recursive-drift") & (table.metric == "all_right") & (table.subset == "test")]
+    greedy = trained[(trained.measurement == "greedy") & ~trained.model.str.startswith("student")]
+    assert "writes none right from its third generation on" in README and greedy.seed.nunique() == 3
+    assert (greedy[greedy.generation >= 3].value < 0.005).all() and (greedy[greedy.generation < 2].value > 0.99).all()
 
 
 @pytest.mark.parametrize("profile", ["single-gpu", "paper"])

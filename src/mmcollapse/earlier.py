@@ -90,10 +90,6 @@ def earlier(folder: Path, experiment: str, settings: Settings, study: Study, cha
                         rows = rows[rows.measurement != "drifting"]
                     taken[key] = rows.assign(experiment=experiment, arm=chain.protocol.arm)
                     where[key] = (path.with_suffix(".samples.parquet"), p, set(rows.measurement))
-    for chain in chains:  # what copies the errors of an arm needs that arm in its own run
-        p = chain.protocol
-        if p.noise_like and (p.roles, p.arm, chain.seed) not in taken:
-            taken.pop((p.roles, p.noise_like, chain.seed), None)
     for key, (path, p, measurements) in where.items():
         if key in taken and key[2] == settings.first_seed and path.is_file():
             out.samples.append(_samples(path, p, key[1], measurements))

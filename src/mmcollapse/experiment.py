@@ -353,13 +353,22 @@ class Run:
         ]
         self.known = earlier(before, experiment, settings, self.study, self.chains) if before else Earlier()
         print("".join(f"{line}\n" for line in self.known.refused), end="", flush=True)
-        self.todo = [
-            c
-            for c in self.chains
-            if c.protocol in able and (c.protocol.roles, c.protocol.arm, c.seed) not in self.known.chains
-        ]
+        todo = [c for c in self.chains if c.protocol in able and not self._known(c)]
+        # What copies the errors of an arm needs that arm in its own run: {chain that is run once more: what copies it}
+        self.again = {
+            source: copying
+            for copying in todo
+            for source in self.chains
+            if self._known(source)
+            and (source.protocol.roles, source.protocol.arm, source.seed)
+            == (copying.protocol.roles, copying.protocol.noise_like, copying.seed)
+        }
+        self.todo = [*self.again, *todo]
         self.dones: list[Done] = []
         self.world, self.stages = None, {"measuring": 0.0}  # seconds, summed over chains
+
+    def _known(self, chain: Chain) -> bool:
+        return (chain.protocol.roles, chain.protocol.arm, chain.seed) in self.known.chains
 
     def _absent(self, protocol: Protocol) -> list[str]:
         """The models of an arm that are not at hand; if there are any, a line says so."""
@@ -383,7 +392,9 @@ class Run:
             print(f"{self.experiment}: {told}", flush=True)
 
     def add(self, done: Done):
-        """Take in what a chain leaves."""
+        """Take in what a chain leaves, unless that is known."""
+        if self._known(done.chain):
+            done.rows, done.shown, done.kept = [], [], []
         self.dones.append(done)
         if told := switch_in_words(done):
             print(told, flush=True)

@@ -26,7 +26,7 @@ def run_study(settings: dict[str, Settings], pool: Pool, before: Path | None = N
     kept, problems = {}, []
     runs = {name: Run(name, s, before, kept, partly=True) for name, s in settings.items()}
     for run in runs.values():
-        done = len(run.chains) - len(run.todo)
+        done = len(run.chains) - len(run.todo) + len(run.again)
         print(f"{run.experiment}: {len(run.chains)} chains, {done} of them done by earlier runs", flush=True)
     run_chains(runs, pool)
     for run in runs.values():
@@ -41,8 +41,9 @@ def run_study(settings: dict[str, Settings], pool: Pool, before: Path | None = N
 def run_chains(runs: dict[str, Run], pool: Pool):
     """Run what is left of `runs`, by turns (see experiments.turn_of) and within a turn in that order, many chains at
     once, with a line for each as it ends."""
-    todo = [chain for run in runs.values() for chain in run.todo]
-    todo.sort(key=lambda c: turn_of(c.experiment, c.protocol, c.seed, c.settings))
+    todo = [(run.again.get(chain, chain), chain) for run in runs.values() for chain in run.todo]
+    todo.sort(key=lambda pair: turn_of(pair[0].experiment, pair[0].protocol, pair[0].seed, pair[0].settings))
+    todo = [chain for _, chain in todo]
     progress = Progress(len(todo), max(r.settings.generations for r in runs.values()))
     changed, ended = set(), threading.Event()
     with ThreadPoolExecutor(1) as aside:  # while the workers are at the chains

@@ -14,6 +14,13 @@ from mmcollapse.figures.house import Drawn, Source, caption, nothing
 from mmcollapse.figures.styles import ARM_STYLE, LETTERS, LINE, WIDTH
 
 ROW = 0.26  # inches of an alarm
+PARTS = {"image": "pictures", "text": "captions"}
+
+
+def _counted(parts) -> str:
+    """How many chains of either kind there are."""
+    told = [f"{rows.collapsing.max()} and {rows.healthy.max()} ({PARTS[modality]})" for modality, rows in parts]
+    return f"n = {', '.join(told)} seeds"
 
 
 def draw(source: Source) -> Drawn:
@@ -30,9 +37,8 @@ def draw(source: Source) -> Drawn:
         f"({healthy}; 95% Clopper-Pearson interval; lower is better) and in those whose data are made once (hollow: "
         f"{slow}). An alarm sounds when a metric has moved from generation 0 by more than two sets of real data of "
         f"this size differ, at a rate of {alarms.RATE:.0%} a chain (dotted). Bold: the rate on healthy chains may be "
-        f"the stated one. Earliest of these: {alarms.earliest(judged)}. Quality: all right. n = "
-        f"{judged.collapsing.max()} and {judged.healthy.max()} seeds, generations 0 to {source.planned}; "
-        f"{source.about}.",
+        f"the stated one. Earliest of these: {alarms.earliest(judged)}. Quality: all right. {_counted(parts)}, "
+        f"generations 0 to {source.planned}; {source.about}.",
         LETTERS,
     )
     head, foot, left, split = 0.35, 0.5, 2.5, 0.62
@@ -48,8 +54,7 @@ def draw(source: Source) -> Drawn:
         )
         _times(times, rows, found, alarms.half_lives(source.table, modality, source.planned), source.planned)
         _rates(rates, rows, ARM_STYLE[alarms.SLOW[modality]])
-        what = {"image": "Pictures", "text": "Captions"}[modality]
-        times.set_title(f"{what}: first alarm in chains of {alarms.COLLAPSING[modality]}")
+        times.set_title(f"{PARTS[modality].title()}: first alarm in chains of {alarms.COLLAPSING[modality]}")
         rates.set_title("share of healthy chains")
         down += head + tall + foot
     caption(figure, note)
