@@ -75,7 +75,7 @@ def test_a_notebook_runs_its_chains_side_by_side(smoke, tmp_path):
 
 
 def test_what_earlier_runs_have_is_taken_over(done, tmp_path):
-    """All but one arm: that alone is run, and once more the one whose errors it copies, whose rows stay as they were."""
+    """All but one arm: that alone is run, and once more the one whose errors it copies, whose rows stay."""
     before, again = done[0], tmp_path / "again"
     less = tmp_path / "less" / "results"
     less.mkdir(parents=True)

@@ -16,12 +16,11 @@ import torch
 from scipy import sparse
 
 from mmcollapse.metrics import images as image
-from mmcollapse.metrics.captions import _tokenizer, tokens
+from mmcollapse.metrics.captions import SELF_BLEU_MOST, _tokenizer, tokens
 
 K = 5  # neighbours of precision, recall, density and coverage
 NEAR = 64  # nearest of the pool, among which the K-th of a subset is nearly always
 VENDI_MOST = 256  # dimensions (or pictures): the eigenvalues of a larger matrix take too long a thousand times
-SELF_BLEU_MOST = 200  # captions, as in metrics/captions.py
 AT_ONCE = 128  # subsets
 
 

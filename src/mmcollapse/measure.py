@@ -32,7 +32,15 @@ from mmcollapse.store import load_pairs, save_pairs
 from mmcollapse.worlds.grammar import parse
 from mmcollapse.worlds.scenes import NUISANCE
 
-GROUPS = {"truth": 2, "features": 2, "pixels": 1, "alignment": 2, "words": 3, "caption features": 1, "perplexity": 1}
+GROUPS = {
+    "truth": 2,
+    "features": 2,
+    "pixels": 1,
+    "alignment": 2,
+    "words": text.VERSION,
+    "caption features": 1,
+    "perplexity": 1,
+}
 GROUPS |= {"real": 2, "samples": 1, "set": 2}
 # The settings that a group's scores depend on beside the measured set: which real pictures it is compared with.
 SIZES = {group: ("prompts", "noises") for group in ("truth", "features", "pixels")}
@@ -45,7 +53,6 @@ NO_SECOND = "this world has no second set of real pictures of the same prompts"
 ONE_A_PROMPT = "a training set has one picture a prompt"
 ONE_REFERENCE = "a second caption of the same picture is needed"
 UNREADABLE = "undefined: too little could be read"
-WORDS = ("bleu4", "cider", "rouge_l", "length", "vocabulary", "distinct_1", "distinct_2", "self_bleu")
 NO_LANGUAGE = "the base models have no language model (`make pretrain` makes it)"
 
 
@@ -480,20 +487,10 @@ def _caption_truth(study, captions, scenes, full) -> Scores:
 
 
 def word_scores(captions, references) -> Scores:
-    """BLEU-4, CIDEr, ROUGE-L, length, vocabulary, distinct-1 and -2 and self-BLEU of captions."""
-    n = len(captions)
-    fewest = min(len(r) for r in references)  # BLEU needs one number of references
-    pairs = text.distinct(captions, 2)
-    return {
-        "bleu4": (text.bleu4(captions, [r[:fewest] for r in references]), n),
-        "cider": (text.cider(captions, references), n),
-        "rouge_l": (text.rouge_l(captions, references), n),
-        "length": (text.lengths(captions).mean(), n),
-        "vocabulary": (float(text.vocabulary(captions)), n),
-        "distinct_1": (text.distinct(captions, 1), n),
-        "distinct_2": (pairs, 0 if np.isnan(pairs) else n),
-        "self_bleu": (text.self_bleu(captions), min(n, 200)),
-    }
+    """What captions.SCORES has, and of how many captions."""
+    found = {name: score(captions, references) for name, score in text.SCORES.items()}
+    most = {"self_bleu": text.SELF_BLEU_MOST}
+    return {k: (v, 0 if np.isnan(v) else min(len(captions), most.get(k, len(captions)))) for k, v in found.items()}
 
 
 def _perplexity(tools, captions) -> Scores:
@@ -589,7 +586,7 @@ def captions_found(study, tools, seen: dict[str, np.ndarray], captions, referenc
     """All that is measured of captions, by instrument. seen: features of their pictures, by space; references may be
     empty lists, scenes None."""
     found: dict[str, Scores] = {"parser": _caption_truth(study, captions, scenes, True)} if scenes else {}
-    found["words"] = word_scores(captions, references) if all(references) else dict.fromkeys(WORDS, ONE_REFERENCE)
+    found["words"] = word_scores(captions, references) if all(references) else dict.fromkeys(text.SCORES, ONE_REFERENCE)
     found |= {"language": _perplexity(tools, captions)} if tools.language else {}
     for name, space in tools.reading.items():
         read = space.texts(captions)

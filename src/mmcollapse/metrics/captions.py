@@ -10,7 +10,7 @@ Each takes at most 2 seconds for 2,000 captions with five references each, on on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 
 import numpy as np
@@ -154,7 +154,10 @@ def distinct(captions: Sequence[str], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else float("nan")
 
 
-def self_bleu(captions: Sequence[str], most: int = 200) -> float:
+SELF_BLEU_MOST = 200  # captions
+
+
+def self_bleu(captions: Sequence[str], most: int = SELF_BLEU_MOST) -> float:
     """Self-BLEU-4 (Zhu et al. 2018): mean sentence BLEU of each of the first `most` captions against the others of
     them. 0-1, rises when captions become alike; rises with their number. Tokens, smoothing ("exp") and effective order
     are those of sacrebleu's sentence BLEU, and so is the value: only the n-grams are counted once for all, instead of
@@ -192,3 +195,23 @@ def first_words(captions: Sequence[str], words: int) -> list[str]:
     """The captions cut to their first `words` words, so that variance can be compared at equal length. Split at white
     space, for the rest of the text must stay as it is."""
     return [" ".join(c.split()[:words]) for c in captions]
+
+
+def _bleu4_of_fewest(captions, references) -> float:
+    fewest = min(len(r) for r in references)  # BLEU needs one number of references
+    return bleu4(captions, [r[:fewest] for r in references])
+
+
+# What is measured of a set of captions, of which each has references: name in the tables -> its value. VERSION goes up
+# by one when a score changes or comes in: then they are computed anew, and nothing else is.
+VERSION = 3
+SCORES: dict[str, Callable[[Sequence[str], Sequence[Sequence[str]]], float]] = {
+    "bleu4": _bleu4_of_fewest,
+    "cider": cider,
+    "rouge_l": rouge_l,
+    "length": lambda captions, _: float(lengths(captions).mean()),
+    "vocabulary": lambda captions, _: float(vocabulary(captions)),
+    "distinct_1": lambda captions, _: distinct(captions, 1),
+    "distinct_2": lambda captions, _: distinct(captions, 2),
+    "self_bleu": lambda captions, _: self_bleu(captions),
+}
