@@ -217,8 +217,8 @@ def test_an_arm_looks_the_same_whatever_the_grid():
     light = [sum(int(s["color"][i : i + 2], 16) for i in (1, 3, 5)) for s in ramp]
     assert light == sorted(light, reverse=True) and len({s["marker"] for s in ramp}) == len(ramp)
     assert ARM_STYLE["steps-4"] == ARM_STYLE["steps-4"] and "steps-4" not in ARM_STYLE  # made, not kept
-    with pytest.raises(KeyError):
-        ARM_STYLE["no such arm"]
+    assert ARM_STYLE["your-arm"] == ARM_STYLE["your-arm"] != ARM_STYLE["another-arm"]  # any look, always the same
+    assert ARM_STYLE["your-arm"]["label"] == "your arm"
     order = ["recursive", "real", "gen0", "steps-2", "steps-10", "steps-10-gen0", "world"]
     assert styles.in_order(reversed(order)) == order
 

@@ -27,7 +27,15 @@ NAMES = [  # they make the names of all kinds
     "mmcollapse.digests.canonical_json",
     "mmcollapse.digests.digest_of",
 ]
-GENERATORS = ("noising", "StableDiffusion", "StableDiffusionXL", "PixArt", "StableDiffusion3")
+
+
+def families(module: str, base: str) -> list[str]:
+    """The adapters in a module of models/."""
+    classes = ast.parse((SRC / "mmcollapse" / "models" / f"{module}.py").read_text()).body
+    return [c.name for c in classes if isinstance(c, ast.ClassDef) and base in [getattr(b, "id", "") for b in c.bases]]
+
+
+GENERATORS = ("noising", *families("generator", "DiffusersGenerator"))
 # Dotted names of functions, classes, methods or constants of a module. They are read, not imported.
 SOURCES = {
     "pairs": [
@@ -64,7 +72,7 @@ SOURCES = {
         "mmcollapse.models.generator.DiffusersGenerator",
         *(f"mmcollapse.models.generator.{n}" for n in GENERATORS),
         "mmcollapse.models.captioner.Captioner",
-        *(f"mmcollapse.models.captioner.{n}" for n in ("Blip2", "Blip", "Git", "VitGpt2", "Idefics")),
+        *(f"mmcollapse.models.captioner.{n}" for n in families("captioner", "Captioner")),
     ],
     "scores": [
         *NAMES,

@@ -7,6 +7,7 @@ every grid.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 
@@ -159,14 +160,22 @@ FAMILIES = {
 }
 
 
+def _of_name(arm: str) -> dict:
+    """An arm that nobody has given a look: any, but always the same."""
+    byte = hashlib.sha256(arm.encode()).digest()
+    colour = "#" + "".join(f"{40 + b % 150:02X}" for b in byte[:3])
+    line = (0, (3 + byte[3] % 6, 1, 1 + byte[4] % 3, 1))
+    return _arm(colour, line, MARKERS[byte[5] % len(MARKERS)], arm.replace("-", " "))
+
+
 class _Styles(dict):
-    """By arm; of arms that carry a number made when asked for."""
+    """By arm; of arms that carry a number, and of any other that is not here, made when asked for."""
 
     def __missing__(self, arm: str) -> dict:
         for pattern, style in FAMILIES.items():
             if found := pattern.fullmatch(arm):
                 return style(*found.groups())
-        raise KeyError(arm)
+        return _of_name(arm)
 
 
 ARM_STYLE = _Styles(

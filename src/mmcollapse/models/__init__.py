@@ -12,7 +12,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,20 +24,6 @@ from mmcollapse.randomness import seed_of
 
 Opened = TypeVar("Opened")
 
-GENERATORS = {  # `_class_name` in model_index.json: module and class of the adapter
-    "StableDiffusionPipeline": "mmcollapse.models.generator:StableDiffusion",
-    "StableDiffusionXLPipeline": "mmcollapse.models.generator:StableDiffusionXL",
-    "PixArtAlphaPipeline": "mmcollapse.models.generator:PixArt",
-    "StableDiffusion3Pipeline": "mmcollapse.models.generator:StableDiffusion3",
-}
-CAPTIONERS = {  # `model_type` in config.json: module and class of the adapter
-    "blip-2": "mmcollapse.models.captioner:Blip2",
-    "blip": "mmcollapse.models.captioner:Blip",
-    "git": "mmcollapse.models.captioner:Git",
-    "vision-encoder-decoder": "mmcollapse.models.captioner:VitGpt2",
-    "idefics": "mmcollapse.models.captioner:Idefics",
-}
-
 
 def load(folder: str | Path, device: str = "cpu", dtype: str = "float32"):
     """The generator or captioner in a `save_pretrained` folder, told apart by what lies in it.
@@ -47,19 +32,25 @@ def load(folder: str | Path, device: str = "cpu", dtype: str = "float32"):
     """
     folder = Path(folder)
     if (folder / "model_index.json").is_file():
+        from mmcollapse.models.generator import DiffusersGenerator  # here, for it imports this module
+
         kind = json.loads((folder / "model_index.json").read_text()).get("_class_name")
-        if kind not in GENERATORS:
-            known = ", ".join(map(repr, GENERATORS))
-            raise MMCollapseError(f"{folder}: a pipeline of class {kind!r}; generators known are {known}")
-        module, name = GENERATORS[kind].split(":")
-        return getattr(import_module(module), name)(folder, device, dtype)
+        known = {adapter.pipeline: adapter for adapter in DiffusersGenerator.__subclasses__()}
+        if kind not in known:
+            raise MMCollapseError(
+                f"{folder}: a pipeline of class {kind!r}; generators known are {', '.join(map(repr, known))}"
+            )
+        return known[kind](folder, device, dtype)
     if (folder / "config.json").is_file():
+        from mmcollapse.models.captioner import Captioner
+
         kind = json.loads((folder / "config.json").read_text()).get("model_type")
-        if kind not in CAPTIONERS:
-            known = ", ".join(map(repr, CAPTIONERS))
-            raise MMCollapseError(f"{folder}: a model of type {kind!r}; captioners known are {known}")
-        module, name = CAPTIONERS[kind].split(":")
-        return getattr(import_module(module), name)(folder, device, dtype)
+        known = {adapter.model_type: adapter for adapter in Captioner.__subclasses__()}
+        if kind not in known:
+            raise MMCollapseError(
+                f"{folder}: a model of type {kind!r}; captioners known are {', '.join(map(repr, known))}"
+            )
+        return known[kind](folder, device, dtype)
     raise MMCollapseError(
         f"no model in {folder}: expected model_index.json (a diffusers pipeline) or config.json (a transformers model)"
     )

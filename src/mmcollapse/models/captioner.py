@@ -94,6 +94,7 @@ class Captioner:
 
     kind = "captioner"
     architecture: str  # the model's class in transformers
+    model_type: str  # what config.json calls it
     opens: str  # the class in transformers of its processor, or of its image processor alone
     tower: str  # the vision tower, a sub-module
     resizes = True  # pictures of another size are shown to the tower in its own
@@ -343,6 +344,7 @@ class Blip2(Captioner):
     2023) before the words."""
 
     architecture, opens, tower = "Blip2ForConditionalGeneration", "Blip2Processor", "vision_model"
+    model_type = "blip-2"
     lora_targets = ["q_proj", "k_proj", "v_proj", "out_proj", "query", "key", "value"]
 
     def positions(self) -> int:
@@ -370,6 +372,7 @@ class Blip(Captioner):
     2022). The label smoothing of the library's own loss has no part in ours."""
 
     architecture, opens, tower = "BlipForConditionalGeneration", "BlipProcessor", "vision_model"
+    model_type = "blip"
     lora_targets = ["query", "key", "value", "attention.output.dense", "crossattention.output.dense"]
 
     def positions(self) -> int:
@@ -393,6 +396,7 @@ class Git(Captioner):
     (Wang et al. 2022)."""
 
     architecture, opens, tower = "GitForCausalLM", "GitProcessor", "git.image_encoder"
+    model_type = "git"
     lora_targets = ["query", "key", "value", "attention.output.dense"]
 
     def __init__(self, folder: str | Path, device: str = "cpu", dtype: str = "float32"):
@@ -429,6 +433,7 @@ class VitGpt2(Captioner):
     text)."""
 
     architecture, opens, tower = "VisionEncoderDecoderModel", "ViTImageProcessor", "encoder"
+    model_type = "vision-encoder-decoder"
     lora_targets = ["c_attn", "q_attn", "attn.c_proj", "crossattention.c_proj"]
 
     def positions(self) -> int:
@@ -452,6 +457,7 @@ class Idefics(Captioner):
     is seen by all words."""
 
     architecture, opens, tower = "IdeficsForVisionText2Text", "IdeficsImageProcessor", "model.vision_model"
+    model_type = "idefics"
     lora_targets = r"model\.(layers|gated_cross_attn_layers)\..*\.[qkvo]_proj"  # the vision tower has some, too
 
     def positions(self) -> int:

@@ -1,7 +1,7 @@
 """Generators: text to image with a diffusers pipeline.
 
-What all pipelines share is in `DiffusersGenerator`; a subclass says what its denoiser is told and how it is called. A
-new one is such a subclass and a line in `mmcollapse.models.GENERATORS`.
+What all pipelines share is in `DiffusersGenerator`; a subclass says what its denoiser is told and how it is called.
+`mmcollapse.models.load` knows the subclasses in this module by their `pipeline`.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class DiffusersGenerator:
     """A diffusers pipeline with a VAE, text encoders and a denoiser. The denoiser is trained; all else is frozen."""
 
     kind = "generator"
-    pipeline: str  # its class in diffusers
+    pipeline: str  # its class in diffusers, which model_index.json names
     part = "unet"  # the denoiser's name in it
     lora_targets = ["to_q", "to_k", "to_v", "to_out.0"]  # attention projections, as in diffusers' LoRA example
     named = {
