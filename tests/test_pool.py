@@ -211,7 +211,7 @@ def test_what_was_done_is_written_whatever_ends_a_study(monkeypatch, ending):
     chain = Chain(EXPERIMENT, arms_of(EXPERIMENT, settings)[0], 0, settings)
 
     class Written:
-        experiment, todo, reference, added, written = EXPERIMENT, [chain], [], [], 0
+        experiment, todo, again, reference, added, written = EXPERIMENT, [chain], {}, [], [], 0
 
         def __init__(self):
             self.settings, self.add = settings, self.added.append
