@@ -158,7 +158,7 @@ def _support(real: np.ndarray, features: np.ndarray):
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return image.distances(*(torch.from_numpy(v.astype(np.float64)) for v in (a, b))).numpy()
+    return image.distances(*(torch.from_numpy(v.astype(np.float64, order="C")) for v in (a, b))).numpy()
 
 
 def _recall(real: np.ndarray, features: np.ndarray):
