@@ -218,7 +218,7 @@ def test_an_arm_looks_the_same_whatever_the_grid():
     assert light == sorted(light, reverse=True) and len({s["marker"] for s in ramp}) == len(ramp)
     assert ARM_STYLE["steps-4"] == ARM_STYLE["steps-4"] and "steps-4" not in ARM_STYLE  # made, not kept
     assert ARM_STYLE["your-arm"] == ARM_STYLE["your-arm"] != ARM_STYLE["another-arm"]  # any look, always the same
-    assert ARM_STYLE["your-arm"]["label"] == "your arm"
+    assert ARM_STYLE["your-arm"]["label"] == "your-arm"
     order = ["recursive", "real", "gen0", "steps-2", "steps-10", "steps-10-gen0", "world"]
     assert styles.in_order(reversed(order)) == order
 

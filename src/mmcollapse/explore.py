@@ -129,10 +129,6 @@ def open_experiment(results: Path, name: str) -> Opened:
         raise MMCollapseError(f"{path} cannot be read as samples: {error}") from error
     if not kept:
         raise MMCollapseError(f"{path} holds no samples of any arm")
-    try:
-        [ARM_STYLE[key.arm] for key in kept]
-    except KeyError as error:
-        raise MMCollapseError(f"{path}: arm {error} has no style; give it one in figures/styles.py") from error
     table = table[table.subset == np.where(table.model == "set", "chain", "test")]
     by = ["modality", "measurement", "arm", "model"]
     return Opened(name, kept, real, dict(list(table.groupby(by, sort=False))))
@@ -479,7 +475,8 @@ def metrics_html(found: Measured, view: View, generation: int) -> str:
     frame, arms = metrics(found, view.at.seed, generation), [key.arm for key in view.sides]
     most = {arm: int(frame.seeds[frame.arm == arm].max()) for arm in arms}
     heads = [
-        f'<th colspan="3" class="arm" style="color: {ARM_STYLE[a]["color"]}">{ARM_STYLE[a]["label"]}</th>' for a in arms
+        f'<th colspan="3" class="arm" style="color: {ARM_STYLE[a]["color"]}">{html.escape(ARM_STYLE[a]["label"])}</th>'
+        for a in arms
     ]
     below = [
         f"<th>seed {view.at.seed}</th><th>{SEEDS.get(most[arm], f'mean of {most[arm]} seeds [95% interval]')}</th>"

@@ -79,16 +79,16 @@ def _preferences(source: Judgements) -> Drawn:
             say(ax, rows.note.iloc[0] if len(rows) else NO_RATINGS)
             continue
         for y, row in enumerate(rows.itertuples()):
-            style = _style(row.name, y)
+            style = _style(row.name)
             ax.plot([row.low, row.high], [y, y], color=style["color"], linewidth=1.2)
             ax.plot(row.value, y, markersize=5, **style | {"linestyle": ""})
         ax.axvline(0.5, color="#333333", linewidth=0.8, linestyle=(0, (1, 1.6)), zorder=0)
         ax.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.5, -0.5), yticks=[])
-        first = _style(rows["name"].iloc[0], 0)["label"]
+        first = _style(rows["name"].iloc[0])["label"]
         ax.set_xlabel(f"preferred to {first}\n(higher is better)")
         sns.despine(ax=ax, left=True)
     named = [*dict.fromkeys(source.frame["name"][source.frame.part == "preference"])]
-    legend(figure, (), 4, [handle(_style(arm, k) | {"linestyle": ""}) for k, arm in enumerate(named)])
+    legend(figure, (), 4, [handle(_style(arm) | {"linestyle": ""}) for arm in named])
     return Drawn(figure, source.named("preference", "agreement"), counts=_counts(source, "preference"))
 
 
@@ -98,14 +98,9 @@ def _title(ax, question: str, agreement: pd.DataFrame):
     ax.set_title(TITLES[question] + "".join(known))
 
 
-def _style(arm: str, k: int) -> dict:
-    """Of an arm of the experiments its own; pictures of another origin have the marker of their place."""
-    if arm == "world":
-        return ARM_STYLE[arm] | {"marker": "*", "label": "real pictures"}
-    try:
-        return ARM_STYLE[arm]
-    except KeyError:
-        return {"color": "#4D4D4D", "marker": MARKERS[k % len(MARKERS)], "linestyle": "-", "label": arm}
+def _style(arm: str) -> dict:
+    """Of an arm its own, of the world that of real pictures."""
+    return ARM_STYLE[arm] | ({"marker": "*", "label": "real pictures"} if arm == "world" else {})
 
 
 def _metrics(source: Judgements) -> Drawn:

@@ -165,7 +165,7 @@ def _of_name(arm: str) -> dict:
     byte = hashlib.sha256(arm.encode()).digest()
     colour = "#" + "".join(f"{40 + b % 150:02X}" for b in byte[:3])
     line = (0, (3 + byte[3] % 6, 1, 1 + byte[4] % 3, 1))
-    return _arm(colour, line, MARKERS[byte[5] % len(MARKERS)], arm.replace("-", " "))
+    return _arm(colour, line, MARKERS[byte[5] % len(MARKERS)], arm)
 
 
 class _Styles(dict):
