@@ -207,7 +207,7 @@ def test_seeds_follow_what_rests_on_an_arm():
 
 
 def test_a_study_runs_first_what_verdicts_need():
-    """Turn by turn; the first holds the arms that primary contrasts of C1 to C7 and Q1 compare, and no others."""
+    """Turn by turn; the first holds the arms that primary contrasts of C1 to C7 and Q1 compare, and alarms' chains."""
     turns = {}
     for experiment in PRIORITY:
         s = load_settings("study", experiment)
@@ -215,15 +215,16 @@ def test_a_study_runs_first_what_verdicts_need():
             turns[experiment, p.roles, p.arm] = [turn_of(experiment, p, seed, s) for seed in seeds_of(experiment, p, s)]
     first = {key for key, found in turns.items() if found[0] == 0}
     arms = {experiment: {arm for e, _, arm in first if e == experiment} for experiment in PRIORITY}
-    assert arms["01_variance"] == {"recursive", "real", "gen0", "frozen-drift"} and not arms["06_remedies"]
+    alarms = {("01_variance", ("captioner",), arm) for arm in ("recursive-drift", "gen0-drift")}
+    assert arms["01_variance"] == {"recursive", "real", "gen0", "frozen-drift", "recursive-drift", "gen0-drift"}
+    assert not arms["06_remedies"]
     assert arms["03_diversity"] == {"alone", "pool-4", "clones-4"} and not arms["08_intervention"]
     assert arms["04_relabeling"] == {"joint", "original", "frozen-captioner", "frozen-generator"}
     assert arms["02_decoding_budget"] == {f"{k}{g}" for k in CORNERS for g in ("", "-gen0")}
-    assert all(turns[key] == [0] * 5 + [2] * 5 for key in first)
+    assert all(turns[key] == ([0] * 3 if key in alarms else [0] * 5 + [2] * 5) for key in first)
     assert turns["06_remedies", ("generator",), "real-25%"] == [1] * 5
     assert turns["04_relabeling", ROLES, "real"] == [1] * 5 + [2] * 5, "a control of those that are judged"
     assert turns["01_variance", ("generator",), "recursive-fresh"] == [1] * 5
-    assert turns["01_variance", ("captioner",), "recursive-drift"] == [3] * 3
     s = load_settings("study", "01_variance", first_seed=20, arms="recursive,real,gen0")
     assert [turn_of("01_variance", arms_of("01_variance", s)[0], seed, s) for seed in (20, 24, 25)] == [0, 0, 2]
 
