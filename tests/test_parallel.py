@@ -65,6 +65,59 @@ def test_a_chain_that_breaks_ends_for_all(words, tmp_path):
     assert "1 of 1 chains of 01_variance ended early" in ended.stderr and "lower the learning rate" in ended.stderr
 
 
+STORED = """
+import sys, time
+from accelerate.utils import gather_object
+from mmcollapse import parallel
+from mmcollapse.errors import MMCollapseError
+from mmcollapse.settings import load_settings
+
+folder, job, breaks = sys.argv[1:]
+with parallel.one_of_several({"": load_settings("smoke", "01_variance", device="cpu")}):
+    store = parallel.SharedStore(folder)
+
+    def maker(name):
+        def make(folder):
+            time.sleep(0.5)
+            digest = "".join(gather_object([name]))
+            if breaks == name and parallel.rank() == 1:
+                raise MMCollapseError("broken here")
+            return {"digest": digest}
+
+        return make
+
+    for name in "abc":
+        try:
+            found = store.make("scores", {"name": name}, maker(name)).digest
+        except MMCollapseError as error:
+            found = str(error)
+        sys.stderr.write(f"job {job} rank {parallel.rank()} {name}: {found}\\n")
+"""
+
+
+def jobs(tmp_path, n: int, breaks: str = "") -> list[str]:
+    """What both processes of n jobs on one store, begun together, say."""
+    script = tmp_path / "stored.py"
+    script.write_text(STORED)
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    begun = [subprocess.Popen([*two, tmp_path / "runs", str(k), breaks], stderr=-1, text=True) for k in range(n)]
+    lines = [line for job in begun for line in job.communicate(timeout=120)[1].splitlines()]
+    assert all(job.returncode == 0 for job in begun), lines
+    return sorted(line for line in lines if line.startswith("job "))
+
+
+def test_two_studies_share_a_store(tmp_path):
+    """What one has begun the other waits for, all of its processes."""
+    assert jobs(tmp_path, 2) == [f"job {j} rank {r} {x}: {2 * x}" for j in "01" for r in "01" for x in "abc"]
+
+
+def test_an_error_of_any_process_is_one_of_all(tmp_path):
+    """And they go on with the same things."""
+    found = {"a": "aa", "b": "broken here", "c": "cc"}
+    expected = [f"job 0 rank {r} {name}: {what}" for r in "01" for name, what in found.items()]
+    assert jobs(tmp_path, 1, "b") == expected
+
+
 def test_shares_are_all_of_it(monkeypatch):
     for n in (1, 7, 64):
         for several in (1, 2, 3):

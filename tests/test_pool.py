@@ -1,7 +1,9 @@
 """Chains side by side: the same tables as one by one, whatever dies, and in pieces."""
 
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -242,6 +244,11 @@ def test_mistakes_are_refused_by_name(capsys, tmp_path):
     assert "only='07_claims': the experiments with chains are 01_variance, " in capsys.readouterr().err
     assert main(["study", "--profile", "smoke", "--before", str(tmp_path / "none")]) == 1
     assert "there is no such folder" in capsys.readouterr().err
+    for words, told in {
+        ("--minutes", "-1"): "minutes=-1: allowed are 0 or more",
+        ("--gpus", "2", "--minutes", "3"): "gpus=2: then all GPUs work at one chain at a time, and minutes= has no",
+    }.items():
+        assert main(["study", "--profile", "smoke", *words]) == 1 and told in capsys.readouterr().err
     with pytest.raises(MMCollapseError, match="no dask scheduler answers there"):
         with open_pool(1, False, scheduler="tcp://127.0.0.1:9"):
             pass
@@ -259,7 +266,41 @@ def test_arms_whose_models_are_not_at_hand_are_left_for_another_run(tmp_path, ca
     assert (
         "generator alone is left for another run: generator-none not at hand (make pretrain" in capsys.readouterr().out
     )
+    run.world = []
+    run.finish()
+    assert f"{len(run.chains)} of {len(run.chains)} chains are left for another run" in capsys.readouterr().out
     with pytest.raises(MMCollapseError, match="no model in .*generator-none: make pretrain STAGES=generator-none"):
         Run("03_diversity", s)
     with pytest.raises(MMCollapseError, match="no model in .*generator-none"):  # the first is needed in any case
         Run("03_diversity", replace(s, generators="generator-none,generator"), partly=True)
+
+
+@pytest.mark.parametrize(
+    "named, change",
+    [
+        ("world", lambda record, table: record.update(world="scenes-9")),
+        ("model 'generator'", lambda record, table: record["models"].update(generator="other/full")),
+        ("instrument 'judge'", lambda record, table: record["models"].update(judge="other")),
+        ("instrument 'oracle'", lambda record, table: record["models"].pop("oracle")),
+        ("claims file", lambda record, table: table.__setitem__("claims", "0123456789ab")),
+        ("version of the code's meaning", lambda record, table: record["semantics"].update(pairs=0)),
+    ],
+)
+def test_tables_made_by_other_things_are_left_alone(named, change, done, tmp_path, capsys):
+    folder = tmp_path / "before"
+    shutil.copytree(done[0] / "results", folder)
+    part, about = table(done[0]), folder / f"{EXPERIMENT}.json"
+    record = json.loads(about.read_text())
+    change(record, part)
+    about.write_text(json.dumps(record))
+    part.to_parquet(folder / f"{EXPERIMENT}.parquet", index=False)
+    own = {name: str(tmp_path / name) for name in ("runs", "results", "figures")}
+    run = Run(EXPERIMENT, load_settings("smoke", EXPERIMENT, **own), folder)
+    assert len(run.todo) == len(run.chains) and f"not taken over, it has another {named}" in capsys.readouterr().out
+
+
+def test_chains_of_another_model_are_not_taken_over(done, tmp_path):
+    own = {name: str(tmp_path / name) for name in ("runs", "results", "figures")}
+    s = load_settings("smoke", EXPERIMENT, generators="generator-2", **own)
+    run = Run(EXPERIMENT, s, done[0] / "results")
+    assert len(run.todo) == len(run.chains), "every one of them has a generator"

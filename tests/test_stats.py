@@ -209,7 +209,8 @@ def test_sign_flip_p_is_that_of_enumeration(d):
 def test_sign_flip_p_has_a_floor_and_limits():
     assert stats.sign_flip_p([0.4]) == 1.0
     assert stats.sign_flip_p([0.1, 0.2, 0.3, 0.4, 0.5]) == 2 / 32
-    assert stats.sign_flip_p([0.1] * 10) == 2 / 1024  # equal sums that differ in rounding
+    assert stats.sign_flip_p([0.1] * 9 + [0.2]) == 2 / 1024  # equal sums that differ in rounding
+    assert math.isnan(stats.sign_flip_p([0.1] * 10)), "no replicates"
     assert stats.sign_flip_p([0.0] * 4) == 1.0
     for wrong in ([], [0.1] * 21):
         with pytest.raises(MMCollapseError, match="1 to 20"):

@@ -136,13 +136,13 @@ def test_a_figure_is_traced(trace, smoke, ending):
     said = trace("--figure", str(smoke.folder / "figures" / f"01_variance_drift.{ending}"))
     assert "figure 01_variance_drift, drawn by: python -m mmcollapse figures" in said and "(unchanged since)" in said
     for arm in ("recursive", "recursive-drift", "gen0-drift", "real", "frozen-length"):
-        assert f"\n{arm}, seed 0, generation 2:\n" in said
+        assert f"\n{arm}, captioner, seed 0, generation 2:\n" in said
     assert "again: make reproduce PROFILE=smoke" in said
 
 
 def test_a_wall_of_pictures_is_traced(trace, smoke):
     said = trace("--figure", str(smoke.folder / "figures" / "01_variance_wall.png"))
-    assert "01_variance.samples.parquet (unchanged since)" in said and "\nrecursive, seed 0, generation 2:\n" in said
+    assert "01_variance.samples.parquet (unchanged since)" in said and "\nrecursive, generator, seed 0, generation 2:\n" in said
 
 
 def test_a_figure_of_a_table_that_changed_says_so(trace, smoke, tmp_path):

@@ -99,7 +99,8 @@ def rate(args):
     print(f"made {made.page}: {made.tasks} tasks on {', '.join(made.arms)}, about {made.minutes} minutes a rater")
     print(f"made {made.key}: which is which; raters must not have it, and without it no rating can be read")
     print(f"put the files that raters save into {made.page.parent}, then: make reproduce ONLY=09_human", end="")
-    print(f" PROFILE={args.profile} RESULTS={settings.results}" if args.profile != "nano" or args.results else "")
+    told = {"profile": args.profile if args.profile != "nano" else "", "results": args.results}
+    print("".join(f" {name.upper()}={value}" for name, value in told.items() if value))
 
 
 def check(args):
@@ -205,6 +206,9 @@ def study(args):
 
     if args.only and args.only not in PRIORITY:
         raise MMCollapseError(f"only={args.only!r}: the experiments with chains are {', '.join(PRIORITY)}")
+    for name in ("workers", "minutes"):
+        if getattr(args, name) < 0:
+            raise MMCollapseError(f"{name}={getattr(args, name):g}: allowed are 0 or more")
     names = [args.only] if args.only else PRIORITY
     settings = {name: load_settings(args.profile, name, **changes(args)) for name in names}
     before = Path(args.before) if args.before else None
@@ -214,6 +218,11 @@ def study(args):
     device = settings[names[0]].resolved_device()
     gpu = device == "cuda"
     if args.gpus > 1:
+        given = {"before": args.before, "minutes": args.minutes, "scheduler": args.scheduler}
+        if alone := [name for name, value in given.items() if value]:
+            raise MMCollapseError(
+                f"gpus={args.gpus}: then all GPUs work at one chain at a time, and {alone[0]}= has no meaning"
+            )
         return together(settings) if LAUNCHED in os.environ else launch(args.gpus, device, sys.argv[1:])
     with open_pool(args.workers or at_once(gpu), gpu, args.minutes, args.scheduler or "") as pool:
         return 1 if run_study(settings, pool, before) else 0

@@ -829,7 +829,8 @@ def in_words(conclusions: pd.DataFrame, claims: Sequence[Claim] | None = None) -
         else:
             holm = "" if math.isnan(row.p_holm) else f"{row.p_holm:.2g}"
             agree = f"{row.models}, {row.seeds} seeds" if pd.isna(row.agree) else f"{row.agree} of {row.seeds}"
-            numbers = [*_effect_cells(row), f"{row.S:.2g}", agree, f"{row.p:.2g}", holm]
+            flips = "" if math.isnan(row.p) else f"{row.p:.2g}"
+            numbers = [*_effect_cells(row), f"{row.S:.2g}", agree, flips, holm]
         kind = {"above": "", "not below": " (no loss)", "within": " (no change)"}[row.rule]
         kind += "" if row.part == "primary" else f", {row.part}"
         cells = [row.claim, row.contrast + kind, f"{row.endpoint}, {row.scale}", *numbers, row.verdict.split(":")[0]]

@@ -18,7 +18,7 @@ from mmcollapse.experiments import EXPERIMENTS
 from mmcollapse.loop import Study
 from mmcollapse.measure import GROUPS
 from mmcollapse.pairs import FILE, load_pairs
-from mmcollapse.protocol import Protocol
+from mmcollapse.protocol import ROLES, Protocol
 from mmcollapse.settings import Settings, as_dict
 from mmcollapse.store import KINDS
 from mmcollapse.table import COLUMNS, read_table
@@ -54,10 +54,12 @@ class Earlier:
         return bool(self.table.arm.isin(["world", "vae"]).any())
 
 
-def earlier(folder: Path, experiment: str, settings: Settings, study: Study, chains: list) -> Earlier:
+def earlier(
+    folder: Path, experiment: str, settings: Settings, study: Study, instruments: dict[str, str], chains: list
+) -> Earlier:
     """What the tables in `folder` have of `chains` (experiment.Chain): those that are complete there, also of another
     experiment if it has the same arm by another name. Tables of other settings, models, claims or versions of what the
-    code means are left alone, and said."""
+    code means are left alone, and said. instruments: their digests by name."""
     out, parts, taken, where = Earlier(), [], {}, {}
     names = [experiment, *(name for name, arms in EXPERIMENTS.items() if arms and name != experiment)]
     for name in names:
@@ -65,12 +67,16 @@ def earlier(folder: Path, experiment: str, settings: Settings, study: Study, cha
         if not path.is_file():
             continue
         record, table = json.loads(path.with_suffix(".json").read_text()), read_table(path)
-        if why := _differs(record, table, settings, study):
+        if why := _differs(record, table, settings, study, instruments):
             out.refused.append(f"{path}: not taken over, it has another {why}")
             continue
         theirs = [_protocol(p) for p in record["protocols"]]
+        zoo = {role: tuple(map(str.strip, record["settings"][f"{role}s"].split(","))) for role in ROLES}
         narrower = record["settings"]["measure"] == "full" != settings.measure
         if record["settings"]["measure"] != settings.measure and not narrower:
+            out.refused.append(
+                f"{path}: not taken over, it was measured with measure={record['settings']['measure']!r}"
+            )
             continue
         if name == experiment:
             parts.append(table[table.arm.isin(["world", "vae"])])
@@ -78,6 +84,10 @@ def earlier(folder: Path, experiment: str, settings: Settings, study: Study, cha
         for chain in chains:
             key = (chain.protocol.roles, chain.protocol.arm, chain.seed)
             like = [p for p in theirs if _same(p, chain.protocol)]
+            members = chain.protocol.members(study.zoo)
+            like = [
+                p for p in like if p.members(zoo) == members and {m.model for m in members} <= set(record["models"])
+            ]
             like = [p for p in like if name != experiment or p.arm == chain.protocol.arm]
             for p in like[:1] if key not in taken else []:
                 rows = table[(table.arm == p.arm) & (table.seed == chain.seed) & table.modality.isin(p.modalities)]
@@ -117,7 +127,7 @@ def _opened(path: Path, changed: int):
         return load_pairs(Path(folder))
 
 
-def _differs(record: dict, table: pd.DataFrame, settings: Settings, study: Study) -> str:
+def _differs(record: dict, table: pd.DataFrame, settings: Settings, study: Study, instruments: dict[str, str]) -> str:
     """The first thing in which a table was made otherwise than it would be now, or ""."""
     now, then = (
         as_dict(settings),
@@ -126,9 +136,14 @@ def _differs(record: dict, table: pd.DataFrame, settings: Settings, study: Study
     for name in DECIDING:
         if then[name] != now[name]:
             return f"{name} ({then[name]}, now {now[name]})"
-    for name, model in study.models.items():
+    if record["world"] != study.world.digest:
+        return f"world ({record['world'][:20]}, now {study.world.digest[:20]})"
+    for name, model in study.models.items():  # of a chain that it has not run, a table knows no model
         if record["models"].get(name, model.base.digest) != model.base.digest:
             return f"model {name!r}"
+    for name, digest in instruments.items():
+        if record["models"].get(name) != digest:
+            return f"instrument {name!r}"
     if set(table.claims) - frozen_digests():
         return "claims file"
     same = {"alarms": 1} | record.get("semantics", {}) == semantics()

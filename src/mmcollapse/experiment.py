@@ -126,15 +126,9 @@ def open_study(settings: Settings, protocols: Sequence[Protocol] = (), kept: dic
         return opened[key]
 
     fetch.check(needed([settings]))
+    check_folders(settings, protocols)
     folder = settings.models_folder
     zoo = {role: tuple(listed(settings, f"{role}s")) for role in ROLES}
-    own = [name for names in zoo.values() for name in names if "/" not in name]
-    own += [name for name in listed(settings, "spaces") if name.startswith("judge")]
-    if own and not folder.is_dir():
-        raise MMCollapseError(
-            f"no base models in {folder}: `make pretrain WORLD={settings.world}` makes them, or give their folder as "
-            "the setting models"
-        )
     if device == "cpu":
         import torch
 
@@ -142,12 +136,6 @@ def open_study(settings: Settings, protocols: Sequence[Protocol] = (), kept: dic
         # many cores there are; several notebooks run at once instead.
         torch.set_num_threads(1)
     wanted = models_of(settings, protocols)
-    if missing := [n for names in wanted.values() for n in names if not settings.model_folder(n).is_dir()]:
-        raise MMCollapseError(
-            f"no model in {', '.join(str(settings.model_folder(n)) for n in missing)}: make pretrain "
-            f"STAGES={','.join(missing)} makes those of the zoo (on a GPU); or name others in the settings generators "
-            "and captioners"
-        )
     photos = settings.data_folder if settings.data else None
     pictures = (settings.world, photos, settings.image_size, settings.layout, settings.on_bad)
     world = once(("world", *pictures), lambda: open_world(*pictures))
@@ -192,6 +180,32 @@ def open_study(settings: Settings, protocols: Sequence[Protocol] = (), kept: dic
     return study, tools
 
 
+def check_folders(settings: Settings, protocols: Sequence[Protocol]):
+    """Refuse settings whose folders or models are not there, or cannot be written to."""
+    folder = settings.models_folder
+    own = [name for role in ROLES for name in listed(settings, f"{role}s") if "/" not in name]
+    own += [name for name in listed(settings, "spaces") if name.startswith("judge")]
+    if own and not folder.is_dir():
+        raise MMCollapseError(
+            f"no base models in {folder}: `make pretrain WORLD={settings.world}` makes them, or give their folder as "
+            "the setting models"
+        )
+    wanted = models_of(settings, protocols)
+    if missing := [n for names in wanted.values() for n in names if not settings.model_folder(n).is_dir()]:
+        raise MMCollapseError(
+            f"no model in {', '.join(str(settings.model_folder(n)) for n in missing)}: make pretrain "
+            f"STAGES={','.join(missing)} makes those of the zoo (on a GPU); or name others in the settings generators "
+            "and captioners"
+        )
+    if settings.world == "photos" and settings.data and not settings.data_folder.is_dir():
+        raise MMCollapseError(f"setting data={settings.data!r}: there is no folder {settings.data_folder}")
+    for name in ("runs", "results", "figures"):
+        place = getattr(settings, f"{name}_folder")
+        there = next(p for p in (place, *place.absolute().parents) if p.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            raise MMCollapseError(f"setting {name}={str(place)!r}: {there} is no folder that can be written to")
+
+
 def models_of(settings: Settings, protocols: Sequence[Protocol]) -> dict[str, list[str]]:
     """Names of the models that chains of `protocols` need, by role; the first of the zoo in any case."""
     zoo = {role: tuple(listed(settings, f"{role}s")) for role in ROLES}
@@ -218,7 +232,8 @@ def _different(members: list[Member], models: dict[str, Model]):
 def _enough(protocol: Protocol, settings: Settings, world):
     """Refuse an arm that asks a finite world for more pairs than it has: new ones every generation add up."""
     n, size = protocol.pairs or settings.pairs, world.size("chain")
-    blocks = settings.generations + protocol.real_fresh if protocol.fresh or protocol.real_fresh else 1
+    both = (protocol, protocol.at(math.inf, 0))  # before and after its remedy
+    blocks = max(settings.generations + p.real_fresh if p.fresh or p.real_fresh else 1 for p in both)
     if size is not None and blocks * n > size:
         each = f" in each of {blocks} generations" if blocks > 1 else ""
         raise MMCollapseError(
@@ -351,9 +366,12 @@ class Run:
             for p in self.protocols
             for k in seeds_of(experiment, p, settings)
         ]
-        self.known = earlier(before, experiment, settings, self.study, self.chains) if before else Earlier()
+        digests = self.tools.digests
+        self.known = earlier(before, experiment, settings, self.study, digests, self.chains) if before else Earlier()
         print("".join(f"{line}\n" for line in self.known.refused), end="", flush=True)
-        todo = [c for c in self.chains if c.protocol in able and not self._known(c)]
+        new = [c for c in self.chains if not self._known(c)]
+        todo = [c for c in new if c.protocol in able]
+        self.apart = len(new) - len(todo)  # of models that are not at hand
         # What copies the errors of an arm needs that arm in its own run: {chain that is run once more: what copies it}
         self.again = {
             source: copying
@@ -450,7 +468,7 @@ class Run:
                 f"{len(self.failures)} of {len(self.chains)} chains of {self.experiment} ended early; the rest is in "
                 f"{folder}. The first: {self.failures[0]}"
             )
-        if left := len(self.todo) - len(self.dones):
+        if left := len(self.todo) - len(self.dones) + self.apart:
             print(f"{self.experiment}: {left} of {len(self.chains)} chains are left for another run", flush=True)
             return table
         check_run(self.experiment, self.settings, table)

@@ -392,8 +392,9 @@ def arms_of(experiment: str, settings: Settings) -> list[Protocol]:
 def _possible(protocols: list[Protocol], s: Settings) -> list[Protocol]:
     """`protocols`; MMCollapseError if one has too few pairs."""
     for p in protocols:
-        if p.trains:
-            p.parts(p.pairs or s.pairs)
+        for held in (p, p.at(math.inf, 0)):  # before and after its remedy
+            if held.trains:
+                held.parts(held.pairs or s.pairs)
     return protocols
 
 

@@ -1,4 +1,5 @@
-"""What an intervention saves: of late quality, against the same chain without a remedy, and for each real pair."""
+"""What an intervention saves: of late quality, against the same chain without a remedy, and for each use of a real
+pair."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from mmcollapse.alarms import QUALITY
 
 NEVER = {"image": "recursive", "text": "recursive-drift"}  # the arm without a remedy
 CONTROLS = {"image": ("real", "gen0"), "text": ("real", "gen0-drift")}
-PER = 100  # real pairs
+PER = 100  # uses of real pairs: one that is trained on in ten generations counts ten times
 NAMES = {"image": "Generators", "text": "Captioners"}
 
 
@@ -41,10 +42,10 @@ def late_of(table: pd.DataFrame, modality: str, planned: int) -> dict[str, pd.Se
 
 def summary(table: pd.DataFrame, planned: int) -> pd.DataFrame:
     """A row for each arm with a remedy, of one model, and for each control: modality, arm, seeds, never (in how many of
-    these its remedy never came; NaN of a control), since (mean of the others), pairs (real ones, in all generations
-    together), late (share all right, see stats.chain_scalars; 0 to 1), saved (late less late of NEVER, with matched
-    decoding less that of recursive, paired by seed; -1 to 1), low and high (its 95% t interval; NaN below 3 seeds),
-    each (saved for PER real pairs).
+    these its remedy never came; NaN of a control), since (mean of the others), pairs (uses of real ones, in all
+    generations together), late (share all right, see stats.chain_scalars; 0 to 1), saved (late less late of NEVER, with
+    matched decoding less that of recursive, paired by seed; -1 to 1), low and high (its 95% t interval; NaN below 3
+    seeds), each (saved for PER real pairs).
 
     planned: the last generation."""
     out = []
@@ -82,7 +83,7 @@ def say(table: pd.DataFrame, planned: int) -> str:
                 continue
             interval = f" [{row.low:+.2f}, {row.high:+.2f}]" if row.low == row.low else ""
             rest = f", in {row.never:.0f} of {row.seeds} seeds never" if row.never else ""
-            each = f"; {row.each:+.3f} for {PER} of its {row.pairs:,.0f} real pairs" if row.pairs else ""
+            each = f"; {row.each:+.3f} for {PER} of its {row.pairs:,.0f} uses of real pairs" if row.pairs else ""
             lines.append(f"  - *{arm}*, since generation {row.since:.3g}{rest}: {row.saved:+.2f}{interval}{each}")
         if told := _waiting(table, modality, planned):
             lines.append(f"  - {told}")
@@ -100,7 +101,7 @@ def _waiting(table: pd.DataFrame, modality: str, planned: int) -> str:
     interval = f" [{low:+.2f}, {high:+.2f}]" if low == low else ""
     pairs = [of_sets(table, "real_pairs", modality, arm).sum().mean() for arm in ("on-alarm", "always")]
     return f"to wait for the alarm instead of starting with the remedy: {lost.mean():+.2f}{interval}, with " + (
-        f"{pairs[0]:,.0f} real pairs instead of {pairs[1]:,.0f}"
+        f"{pairs[0]:,.0f} uses of real pairs instead of {pairs[1]:,.0f}"
     )
 
 

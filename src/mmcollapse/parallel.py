@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,7 +101,13 @@ def in_shares(make: Callable) -> Callable:
         from accelerate.utils import gather_object
 
         rows = share(len(keys))
-        parts = gather_object([make(self, given[rows], decoding, keys[rows], batch)])
+        try:
+            own = make(self, given[rows], decoding, keys[rows], batch)
+        except MMCollapseError as error:  # such as too little memory on this GPU: the others wait for its share
+            own = error
+        parts = gather_object([own])
+        if errors := [part for part in parts if isinstance(part, MMCollapseError)]:
+            raise errors[0]
         return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else [text for part in parts for text in part]
 
     return made
@@ -122,33 +128,40 @@ class SharedStore(Store):
         name = item_name(kind, inputs)
 
         def there() -> bool:
-            with self._at_work(name):
-                return self._sound(name, maker, with_files=False) is not None
+            return self._sound(name, maker, with_files=False) is not None
 
-        if not self._first(there):
-            self._made(lambda: super(SharedStore, self).make(kind, inputs, maker), maker)
+        with self._first_at_work(name):
+            if not self._first(there, name):
+                self._made(lambda: self._build(name, kind, inputs, maker), maker, name)
         return Item(self, self._read(name), maker)
 
     def prune(self, item: Item, keep=()) -> bool:
         """As `Store.prune`, once all processes have come here."""
         _state.wait_for_everyone()  # one of them may still be reading
-        return self._first(lambda: super(SharedStore, self).prune(item, keep))
+        return self._first(lambda: super(SharedStore, self).prune(item, keep), item.name)
 
     def _ready(self, item: Item) -> Path:
         def whole() -> bool:
-            with self._at_work(item.name):
-                unread = self._checked.get(item.name) != item.digest
-                manifest = self._sound(item.name, item.maker, with_files=unread)
+            unread = self._checked.get(item.name) != item.digest
+            manifest = self._sound(item.name, item.maker, with_files=unread)
             return manifest is not None and not manifest.get("pruned")
 
-        if self._first(whole):
-            self._first(lambda: super(SharedStore, self)._ready(item))
-        else:
-            self._made(lambda: super(SharedStore, self)._ready(item), item.maker)
+        with self._first_at_work(item.name):
+            if not self._first(whole, item.name):
+                self._made(lambda: self._restore(item), item.maker, item.name)
+            elif self._first(lambda: self._checked.get(item.name) != item.digest, item.name):
+                self._first(lambda: self._restore(item), item.name)
         return item.folder
 
-    def _made(self, by_first: Callable, maker):
-        """Make something together. An error of the first is one of all."""
+    def _first_at_work(self, name: str):
+        """The first process holds the lock from its question to the end of what all make: another study on this store
+        may be at the same thing, and if it finished in between, the others would make it without the first."""
+        return self._at_work(name) if rank() == 0 else nullcontext()
+
+    def _made(self, by_first: Callable, maker, name: str):
+        """Make something together. An error of one process is one of all, or they would be out of step."""
+        from accelerate.utils import gather_object
+
         own = None
         if rank():
             with tempfile.TemporaryDirectory() as folder:
@@ -156,18 +169,19 @@ class SharedStore(Store):
                     maker(Path(folder))
                 except MMCollapseError as error:
                     own = error
-        self._first(by_first)
-        if own is not None:
-            raise own
+        self._first(by_first, name)
+        if errors := [error for error in gather_object([own]) if error is not None]:
+            raise errors[0]
 
-    def _first(self, ask: Callable) -> bool:
+    def _first(self, ask: Callable, name: str) -> bool:
         """Whether what the first process asks comes out true, for all of them; or the error that it raises."""
         from accelerate.utils import broadcast_object_list
 
         told = [False, None]
         if rank() == 0:
             try:
-                told[0] = bool(ask())
+                with self._room_for(name):
+                    told[0] = bool(ask())
             except MMCollapseError as error:
                 told[1] = error
         broadcast_object_list(told)

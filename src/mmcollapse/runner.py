@@ -79,6 +79,8 @@ class Outcome:
 def run(profile: str, changes: dict, only: str | None = None, jobs: int = 0) -> int:
     """Run the notebooks, `jobs` at once (0: see `at_once`), and say what was made; 0, or 1 if any failed, or 130 if
     interrupted."""
+    from mmcollapse.experiment import check_folders  # here, for it imports much
+
     names = chosen(only)
     settings, told = parameters(profile, changes, names)
     if READS_STUDENTS in names and not only and not any(s.students for n, s in settings.items() if EXPERIMENTS[n]):
@@ -91,10 +93,11 @@ def run(profile: str, changes: dict, only: str | None = None, jobs: int = 0) -> 
         )
     if jobs < 0:
         raise MMCollapseError(f"jobs={jobs}: allowed are 1 or more, or 0 for as many as the cores bear")
-    for name in names:
-        arms_of(name, settings[name])
+    arms = {name: arms_of(name, settings[name]) for name in names}
     refuse_shipped(settings)
     check(needed(settings.values()))
+    for name in names:
+        check_folders(settings[name], arms[name])
     try:
         outcomes = run_all(settings, told, jobs or at_once(settings[names[0]]))
     except KeyboardInterrupt:

@@ -276,7 +276,8 @@ def parse_changes(pairs: list[str]) -> dict:
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or name not in kinds:
-            raise MMCollapseError(f"setting {pair!r}: expected name=value; names are {', '.join(sorted(kinds))}")
+            why = f"there is no setting {name!r}" if equals else "expected name=value"
+            raise MMCollapseError(f"setting {pair!r}: {why}; names are {', '.join(sorted(kinds))}")
         try:
             out[name] = {"str": str, "int": int, "float": float}[kinds[name]](text)
         except ValueError as error:

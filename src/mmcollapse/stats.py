@@ -187,17 +187,23 @@ def t_p(differences: Sequence[float]) -> float:
         return math.nan
     if not d.any():
         return 1.0
-    if np.ptp(d) <= 1e-12 * np.abs(d).max():  # equal differences may differ in rounding
-        return math.nan
-    return float(scipy_stats.ttest_1samp(d, 0.0).pvalue)
+    return math.nan if _no_replicates(d) else float(scipy_stats.ttest_1samp(d, 0.0).pvalue)
+
+
+def _no_replicates(d: np.ndarray) -> bool:
+    """Whether several differences are all equal and not 0; equal ones may differ in rounding."""
+    return len(d) > 1 and bool(d.any()) and float(np.ptp(d)) <= 1e-12 * float(np.abs(d).max())
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
     """Exact two-sided p of "no difference": the share of all 2^n choices of signs whose |mean| is at least the observed
-    one. Never below 2 / 2^n: 1 for one seed, 0.0625 for five. More than 20 differences: MMCollapseError."""
+    one. Never below 2 / 2^n: 1 for one seed, 0.0625 for five. NaN where seeds are no replicates (see t_p). More than 20
+    differences: MMCollapseError."""
     d = np.asarray(differences, float)
     if not 1 <= len(d) <= 20:
         raise MMCollapseError(f"exact sign flips of {len(d)} differences: 1 to 20 are possible")
+    if _no_replicates(d):
+        return math.nan
     sums = np.zeros(1)
     for value in d:
         sums = np.concatenate([sums + value, sums - value])

@@ -139,19 +139,23 @@ class Store:
         """See Item.files."""
         if self._checked.get(item.name) != item.digest:
             with self._at_work(item.name):
-                locks.start_using(item.name, self._locks)
-                manifest = self._sound(item.name, item.maker, with_files=True)
-                if manifest is None or (manifest.get("pruned") and manifest["digest"] == item.digest):
-                    if item.maker is None:
-                        raise MMCollapseError(f"the files of {item.name} were pruned; a rerun can make them again")
-                    manifest = self._build(item.name, item.kind, item.inputs, item.maker)
-                if manifest["digest"] != item.digest:
-                    raise ParentChanged(
-                        f"{item.name} was made again and came out different (digest {manifest['digest'][:12]}, before "
-                        f"{item.digest[:12]}): what was made from it is invalid. Run again, and that is made anew"
-                    )
-                self._checked[item.name] = item.digest
+                self._restore(item)
         return item.folder
+
+    def _restore(self, item: Item) -> None:
+        """Check the files of `item`, whose lock is held, and make again what is missing or damaged."""
+        locks.start_using(item.name, self._locks)
+        manifest = self._sound(item.name, item.maker, with_files=True)
+        if manifest is None or (manifest.get("pruned") and manifest["digest"] == item.digest):
+            if item.maker is None:
+                raise MMCollapseError(f"the files of {item.name} were pruned; a rerun can make them again")
+            manifest = self._build(item.name, item.kind, item.inputs, item.maker)
+        if manifest["digest"] != item.digest:
+            raise ParentChanged(
+                f"{item.name} was made again and came out different (digest {manifest['digest'][:12]}, before "
+                f"{item.digest[:12]}): what was made from it is invalid. Run again, and that is made anew"
+            )
+        self._checked[item.name] = item.digest
 
     def _read(self, name: str) -> dict | None:
         """The manifest, which carries its own checksum; None if there is no such folder."""
@@ -232,10 +236,15 @@ class Store:
 
     @contextmanager
     def _at_work(self, name: str) -> Iterator[None]:
-        """Hold the lock of `name`, and turn whatever a library calls a full disk into StoreFull."""
+        """Hold the lock of `name`, and name a full disk."""
+        with self._room_for(name), locks.working_on(name, self._locks):
+            yield
+
+    @contextmanager
+    def _room_for(self, name: str) -> Iterator[None]:
+        """Turn whatever a library calls a full disk into StoreFull."""
         try:
-            with locks.working_on(name, self._locks):
-                yield
+            yield
         except Exception as error:
             if isinstance(error, MMCollapseError) or not disk.is_full(error):
                 raise

@@ -26,7 +26,7 @@ def run_study(settings: dict[str, Settings], pool: Pool, before: Path | None = N
     kept, problems = {}, []
     runs = {name: Run(name, s, before, kept, partly=True) for name, s in settings.items()}
     for run in runs.values():
-        done = len(run.chains) - len(run.todo) + len(run.again)
+        done = len(run.chains) - len(run.todo) + len(run.again) - run.apart
         print(f"{run.experiment}: {len(run.chains)} chains, {done} of them done by earlier runs", flush=True)
     run_chains(runs, pool)
     for run in runs.values():

@@ -50,11 +50,12 @@ def trace(settings: Settings, experiment: str, row: str = "", figure: str = "", 
     sets = rows.drop_duplicates("hash")
     if len(sets) > MOST:  # the last generation of each arm has all others as its parents
         chains = rows[rows.arm != "world"].sort_values(["seed", "generation"], ascending=[False, True])
-        sets = chains.drop_duplicates(["modality", "arm"], keep="last")
-        lines += [f"{rows.hash.nunique()} measured sets; of each arm the last generation of the first seed:"]
+        sets = chains.drop_duplicates(["modality", "arm", "model"], keep="last")
+        lines += [f"{rows.hash.nunique()} measured sets; of each arm and model the last generation of the first seed:"]
     for r in sets.itertuples():
-        lines += ["", f"{r.arm}, seed {r.seed}, generation {r.generation}:", *lineages.of(r.hash)]
-    return "\n".join([*lines, "", *_settings(made, provenance, experiment)])
+        model = f", {r.model}" if r.model else ""
+        lines += ["", f"{r.arm}{model}, seed {r.seed}, generation {r.generation}:", *lineages.of(r.hash)]
+    return "\n".join([*lines, "", *_settings(made, provenance, experiment, rows)])
 
 
 def select(table: pd.DataFrame, row: str) -> pd.DataFrame:
@@ -206,6 +207,8 @@ class Lineages:
         """Of the training pairs whose digest begins so."""
         whole = next((d for d in (*self.sets, *self.pairs) if d.startswith(digest)), digest)
         lines = [f"  training pairs, digest {whole[:20]}"]
+        if whole not in self.sets and whole not in self.pairs:
+            return [*lines, f"  which are not in the store {self.store.root}"]
         for part in (parts := self._made_of(whole)):
             lines += [f"  made       {self._item(part)}, {_decoding(part)}", *self._makers(part)]
         return lines if parts else [*lines, "  real pairs: no model made them"]
@@ -253,15 +256,24 @@ def _decoding(item: Item) -> str:
     return "decoded with " + ", ".join(f"{k} {v:g}" for k, v in decoding.items())
 
 
-def _settings(made: dict, path: Path, experiment: str) -> list[str]:
-    """The settings that made a table, and the command that makes it again."""
+def _runs_of(made: dict, rows: pd.DataFrame) -> list[dict]:
+    """Of the runs that a table was made in, those that made chains of `rows`; all of them if none says so."""
+    runs = [*made.get("runs", []), made]
+    ends = {f" {r.arm} seed {r.seed}" for r in rows.drop_duplicates(["arm", "seed"]).itertuples()}
+    return [run for run in runs if any(name.endswith(tuple(ends)) for name in run.get("chains", ()))] or runs
+
+
+def _settings(made: dict, path: Path, experiment: str, rows: pd.DataFrame) -> list[str]:
+    """The runs and settings that made `rows` of a table, and the command that makes it again."""
     if not made:
         return [f"settings: {path} is missing, so they are not known"]
     now, profile = made["settings"], made["settings"]["profile"]
-    commit = (made["commit"] or "unknown") + (" and changes" if made["changed since commit"] else "")
-    lines = [
-        f"made {made['made_at']} on {made['device']} ({made['machine']}) in {made['seconds']:g} s, commit {commit}"
-    ]
+    lines = []
+    for run in _runs_of(made, rows):
+        commit = (run["commit"] or "unknown") + (" and changes" if run["changed since commit"] else "")
+        lines += [
+            f"made {run['made_at']} on {run['device']} ({run['machine']}) in {run['seconds']:g} s, commit {commit}"
+        ]
     lines += ["versions " + ", ".join(f"{k} {v}" for k, v in made["versions"].items())]
     lines += [f"settings ({path}) " + ", ".join(f"{k}={v}" for k, v in now.items() if v != "")]
     variables = {k: now[k] for k in ("world", "data", "runs", "results", "figures") if now.get(k)}

@@ -161,14 +161,16 @@ def page(roots: Mapping[str, Path], settings: Settings) -> str:
 def _page(read: dict[str, _Profile], settings: Settings) -> str:
     lines = ["# Verdicts", "", *_preregistration(), ""]
     for name, p in read.items():
-        lines += [f"## Gates, {name}", "", *_gates(p.found, name), "", *_tables(name, p.tables, p.wrong)]
+        lines += [f"## Gates, {name}", "", *_gates(p, name), "", *_tables(name, p.tables, p.wrong)]
         lines += [*(f"- **{line}**: some may be of an older run" for line in differing(p.folder)), ""]
     lines += ["## Claims", ""]
     for name, p in read.items():
         frame = p.verdicts
         whole = frame[(frame.contrast == EVERY) & ~frame.verdict.str.startswith("not run")].set_index("claim").verdict
         seeds = int(frame.seeds.max())
-        lines += [f"- {name}: " + (claims.opening(whole, seeds) if len(whole) else "nothing was run yet.")]
+        rest = frame.claim.nunique() - len(whole)
+        told = claims.opening(whole, seeds) if len(whole) else "nothing was run yet."
+        lines += [f"- {name}: {told}" + (f" {rest} more were not run." if len(whole) and rest else "")]
     lines += ["", *_claims(read, settings)]
     lines += [
         "",
@@ -197,12 +199,13 @@ def _preregistration() -> list[str]:
     return lines + (listed or ["- none"])
 
 
-def _gates(found: pd.DataFrame | None, profile: str) -> list[str]:
+def _gates(p: _Profile, profile: str) -> list[str]:
+    found = p.found
     if found is None:
         return [f"**The gates were not run**, so nothing is judged: `make reproduce PROFILE={profile} ONLY=07_claims`."]
     bad = gates.failed(found)
     lines = [
-        f"**{len(bad)} GATE{'S' * (len(bad) > 1)} FAILED: {', '.join(bad)}.** {_consequence(bad)}"
+        f"**{len(bad)} GATE{'S' * (len(bad) > 1)} FAILED: {', '.join(bad)}.** {_consequence(bad, p.verdicts)}"
         if bad
         else "All gates that are judged passed."
     ]
@@ -220,11 +223,15 @@ def _gates(found: pd.DataFrame | None, profile: str) -> list[str]:
     return lines + ([f"\nWithout tables for it: {', '.join(absent)}."] if absent else [])
 
 
-def _consequence(bad: list[str]) -> str:
+def _consequence(bad: list[str], judged: pd.DataFrame) -> str:
     hard = [name for name in bad if name != claims.DOUBT]
     told = [f"The verdicts that rest on {'them' if len(hard) > 1 else 'it'} are void."] if hard else []
     if claims.DOUBT in bad:
-        told.append("Where instruments disagree, the verdicts on what they measure are inconclusive.")
+        doubted = judged.claim[judged.verdict.str.startswith("inconclusive: the instruments")].unique()
+        told.append(
+            "Where instruments disagree, the verdicts on what they disagree about are inconclusive: "
+            f"{', '.join(doubted) or 'none'}."
+        )
     return " ".join(told)
 
 

@@ -30,7 +30,7 @@ from mmcollapse.claims import CLONE, Contrast, Correlation, Endpoint
 from mmcollapse.digests import digest_of
 from mmcollapse.earlier import semantics
 from mmcollapse.errors import MMCollapseError
-from mmcollapse.experiments import EXPERIMENTS, seeds_of
+from mmcollapse.experiments import EXPERIMENTS, listed, seeds_of
 from mmcollapse.figures.house import selected
 from mmcollapse.protocol import MODALITY, ROLES, Member, Protocol
 from mmcollapse.settings import ROOT, Settings
@@ -652,7 +652,7 @@ def generation_0(results: Results, place: Path, every: bool):
     for name, table in results.tables.items():
         record = results.records[name]
         settings = replace(_recipe(record, place), **({} if every else {"measure": "brief"}))
-        zoo = {role: tuple(getattr(settings, f"{role}s").split(",")) for role in ROLES}
+        zoo = {role: tuple(listed(settings, f"{role}s")) for role in ROLES}
         start = table[(table.generation == 0) & (table.seed >= 0) & ~table.model.str.startswith("student")]
         base = start.model.str.replace(CLONE, "", regex=True)
         asked = [Member(role, zoo[role][0]) for role in ROLES]

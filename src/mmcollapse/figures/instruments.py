@@ -75,8 +75,9 @@ def _damage(source: Source) -> Drawn:
                     ends = f"{mean.iloc[0]:.3g} to {mean.iloc[-1]:.3g}"
                     if len(ends) > 16:  # wider than its cell
                         ends = f"{mean.iloc[0]:.1g} to {mean.iloc[-1]:.1g}"
-                    ax.text(j, i + 0.27, ends, ha="center", va="center", fontsize=3.9, color="#333333")
-                    ax.text(j, i - 0.14, f"{values[i, j]:+.2f}", ha="center", va="center", fontsize=6)
+                    color = "white" if abs(values[i, j]) > 0.7 else "#222222"
+                    ax.text(j, i + 0.27, ends, ha="center", va="center", fontsize=4.2, color=color)
+                    ax.text(j, i - 0.14, f"{values[i, j]:+.2f}", ha="center", va="center", fontsize=6, color=color)
         ax.imshow(np.ma.masked_invalid(values), cmap="PuOr_r", vmin=-1.35, vmax=1.35, aspect="auto")
         ax.set_xticks(range(len(damages)), [textwrap.fill(DAMAGES[d], 9) for d in damages], fontsize=6)
         ax.xaxis.tick_top()

@@ -168,7 +168,7 @@ def _by_switch(source: Source) -> Drawn:
 
 
 def _by_unit(source: Source) -> Drawn:
-    """Loss avoided for each PER real pairs, against the mean generation in which they came."""
+    """Loss avoided for each PER uses of real pairs, against the mean generation in which they came."""
     steady = ["always", *_late(source)]
 
     def draw(ax, panel: Panel, avoided: dict[str, pd.Series]) -> set[str]:
@@ -193,14 +193,18 @@ def _by_unit(source: Source) -> Drawn:
         ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         return names
 
+    totals = (
+        "All early, evenly or late: the same total of real pairs, new ones every generation, in the first half of the "
+        "generations, in all, or in the last half. "
+    ) * (not set(TOTALS).isdisjoint(source.table.arm))
     about = (
-        f"What a unit of real data buys by when it comes: late, less late without a remedy, for each {PER} real pairs "
-        "that were trained on in all generations together, against the mean generation in which they came. From a "
-        "generation on: a quarter of the pairs, always the same real ones. All early, evenly or late: the same total "
-        "of real pairs, new ones every generation, in the first half of the generations, in all, or in the last half. "
-        "Mean over seeds and 95% t interval."
+        f"What a unit of real data buys by when it comes: late, less late without a remedy, for each {PER} uses of "
+        "real pairs in all generations together, against the mean generation in which they came. From a "
+        "generation on: a quarter of the pairs, always the same real ones. "
+        + totals
+        + "Mean over seeds and 95% t interval."
     )
-    label, each = "mean generation of its real pairs", f"per {PER} real pairs"
+    label, each = "mean generation of its real pairs", f"per {PER} uses of real pairs"
     units = (f"share {each}", f"log ratio {each}")
     return _against_when(source, _panels(source, *steady, "on-alarm", *TOTALS), about, draw, label, units)
 
@@ -208,9 +212,13 @@ def _by_unit(source: Source) -> Drawn:
 def _every_arm(source: Source) -> Drawn:
     """The supplement: every arm."""
     panels = right_and_varied(plain_arms(source, "image"), plain_arms(source, "text"))
+    there = set(source.table.arm)
+    others = "; on alarm also others than real pairs" * (not there.isdisjoint(OTHERS))
+    others += (
+        "; apart: several models that were pretrained and are trained apart, in one pool on alarm, and their controls"
+    ) * ("apart" in there)
     about = (
-        "Every remedy. On alarm: other remedies than real pairs; apart: several models that were pretrained and are "
-        "trained apart, in one pool on alarm, and their controls. Captioners under the drifting schedule, but for "
+        "Every remedy" + others + ". Captioners under the drifting schedule, but for "
         "recursive, generation-0 data and matched decoding. Pictures at guidance 1; captions greedy, their variance "
         "sampled."
     )

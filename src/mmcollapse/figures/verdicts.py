@@ -231,9 +231,7 @@ def _forest(figure: Figure, lines: list[Line], bottom: float):
         _interval(ax, y, row, color, marker, reach)
         ax.plot(line.others, [y] * len(line.others), "|", color="#666666", markersize=5, markeredgewidth=0.6, zorder=2)
         effect, low, high = (value / row.S for value in (row.effect, row.low, row.high))
-        # in units of S, of which thousandths are nothing, and would not fit
-        effect, low, high = (round(value, 2) + 0.0 for value in (effect, low, high))
-        numbers = f"{effect:+.2g}" + ("" if math.isnan(low) else f" [{low:+.2g}, {high:+.2g}]")
+        numbers = _signed(effect) + ("" if math.isnan(low) else f" [{_signed(low)}, {_signed(high)}]")
         put(RIGHT, y, numbers)
         put(9.32, y, f"{row.seeds} seed{'s' * (row.seeds != 1)}", ha="right")
         named = letter if row.part == "primary" else f"({letter})"
@@ -424,6 +422,11 @@ def _allowed(row) -> tuple[float, float, list[float]] | None:
         unit = max(abs(v) for v in values if not math.isnan(v)) or 1.0
         return 0.0, math.inf, [v / unit for v in values]
     return None
+
+
+def _signed(value: float) -> str:
+    """In units of S, of which thousandths are nothing and would not fit; but the sign stays."""
+    return f"{value:+.2f}" if abs(value) < 0.095 else f"{value:+.2g}"
 
 
 def _gates(source: Verdicts) -> Drawn:

@@ -157,7 +157,8 @@ class Photos:
         if missing:
             with ThreadPoolExecutor(cores()) as pool:
                 list(pool.map(decode, missing))
-        return Batch(images, [list(self._captions[row]) for row in rows], None, [self._keys[row] for row in rows])
+        keys = [f"{self._keys[row]} {self.image_size} px" for row in rows]  # of what is seen, not of the file alone
+        return Batch(images, [list(self._captions[row]) for row in rows], None, keys)
 
     def references_length(self) -> float:
         """Mean number of words of a reference caption; a token without a letter or digit is no word."""
