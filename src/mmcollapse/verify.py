@@ -468,7 +468,7 @@ def _ends(e: Endpoint) -> list[str]:
 
 
 def spans(planned: int) -> dict[str, list[int]]:
-    """The generations of each summary, as DESIGN has them: late is the last third, at most three."""
+    """The generations of each summary, as they were preregistered: late is the last third, at most three."""
     late = min(3, -(-planned // 3))
     return {"late": [*range(planned - late + 1, planned + 1)], "auc": [*range(1, planned + 1)], "start": [0]}
 

@@ -67,10 +67,15 @@ def _set_panels() -> list[Panel]:
     ]
 
 
-def _by_loop(panels: list[Panel], which: tuple[tuple[str, tuple[str, ...]], ...]) -> list[Panel]:
-    """The panels once for anchored loops and once for closed ones, each with the controls."""
+def _by_loop(source: Source, panels: list[Panel]) -> tuple[list[Panel], str]:
+    """The panels once for anchored loops and, if any are in the table, once for closed ones, each with the controls;
+    and what to say of that."""
     short = [replace(p, title=TITLES.get(p.title, p.title)) for p in panels]
-    return [replace(p, title=f"{loop}: {p.title}", arms=arms) for loop, arms in which for p in short]
+    there = LOOPS if set(CLOSED) & set(source.table.arm) else LOOPS[:1]
+    return (
+        [replace(p, title=f"{loop}: {p.title}", arms=arms) for loop, arms, _ in there for p in short],
+        "; ".join(told for *_, told in there) + ".",
+    )
 
 
 TITLES = {  # in a narrow panel
@@ -81,29 +86,34 @@ TITLES = {  # in a narrow panel
 }
 
 
-LOOPS = (("Anchored", (*ANCHORED, "gen0", "real")), ("Closed", (*CLOSED, "joint", "gen0", "real")))
+LOOPS = (
+    ("Anchored", (*ANCHORED, "gen0", "real"), "Anchored (solid): real prompts every generation"),
+    (
+        "Closed",
+        (*CLOSED, "joint", "gen0", "real"),
+        "below, closed (dashed, hollow): the prompts are the captions of the generation before, beside joint of the "
+        "anchored loop",
+    ),
+)
 
 
 def _curves(source: Source) -> Drawn:
     """Both models over generations."""
-    panels = _by_loop(list(_panels().values()), LOOPS)
+    panels, loops = _by_loop(source, list(_panels().values()))
     about = (
-        "Pictures by one model, captions by the other, both trained on the pairs. Above, anchored (solid): real "
-        "prompts every generation; below, closed (dashed, hollow): the prompts are the captions of the generation "
-        "before, beside joint of the anchored loop. The models on test prompts and pictures, at guidance 1; captions "
-        "greedy (all right) and sampled (variance)."
+        f"Pictures by one model, captions by the other, both trained on the pairs. {loops} The models on test prompts "
+        "and pictures, at guidance 1; captions greedy (all right) and sampled (variance)."
     )
     return Drawn(grid(source, panels, 4, about, 5), [p.rows(source.table) for p in panels])
 
 
 def _sets(source: Source) -> Drawn:
     """What they were trained on, over generations."""
-    panels = _by_loop(_set_panels(), LOOPS)
+    panels, loops = _by_loop(source, _set_panels())
     whole = replace(source, table=_one_p(source.table))
     about = (
-        "The pairs that each generation was trained on, against the real prompts of the first generation. Above, "
-        "anchored (solid): real prompts every generation; below, closed (dashed, hollow): the prompts are the captions "
-        "of the generation before. A set of captions is there only where a captioner is trained."
+        f"The pairs that each generation was trained on, against the real prompts of the first generation. {loops} A "
+        "set of captions is there only where a captioner is trained."
     )
     rows = [p.rows(source.table) for p in panels]
     return Drawn(grid(whole, panels, 3, about, 5), [*rows, *(r | {"modality": "text"} for r in rows[2::3])])

@@ -153,7 +153,7 @@ def vendi(features: np.ndarray) -> float:
 
 
 def embedding_variance(features: np.ndarray) -> float:
-    """Mean over dimensions of the unbiased variance over samples (DESIGN's `variance`). Range 0 and up; falls when
+    """Mean over dimensions of the unbiased variance over samples (a table's `variance`). Range 0 and up; falls when
     variety is lost."""
     _check(features)
     if len(features) < 2:
