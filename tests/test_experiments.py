@@ -911,6 +911,10 @@ def test_models_that_are_not_there_or_not_what_they_should_be(refused, models_fo
     zoo = {"generators": "generator", "populations": "1"}
     said = refused("03_diversity", captioners=f"captioner,{copy}", **zoo)
     assert f"setting captioners: 'captioner' and '{copy}' have the same weights" in said
+    for name in ("pool", "student 1"):
+        copy = copy.rename(tmp_path / name)
+        said = refused("01_variance", captioners=str(copy))
+        assert f"setting captioners: a model called {name!r}, as tables call a set, a pool or a student" in said
 
 
 def test_a_world_without_truth_has_no_oracle_arms(refused, tmp_path, monkeypatch, models_folder):

@@ -15,6 +15,7 @@ from mmcollapse import loop
 from mmcollapse.errors import StoreFull, TrainingDiverged
 from mmcollapse.experiments import gen0, real, recursive
 from mmcollapse.loop import Model, Study, run_chain
+from mmcollapse.measure import Instruments
 from mmcollapse.models.toy import Gaussian
 from mmcollapse.settings import load_settings
 from mmcollapse.store import Store
@@ -197,3 +198,20 @@ def test_kill_nine_and_rerun_equals_an_uninterrupted_run(tmp_path):
     process.wait()
     assert not list((tmp_path / "cut").glob("weights/weights-*")) == []
     assert np.array_equal(variances(toy(tmp_path / "cut", steps=150, generations=8), RECURSIVE), want)
+
+
+def test_the_prompts_that_memory_is_measured_on_are_those_of_training(tmp_path):
+    """Of an arm with a number of pairs of its own, and of one with new prompts every generation, too."""
+
+    class Finite(Scenes):
+        def size(self, split):
+            return 64
+
+    study = toy(tmp_path, probes=5)
+    study.world = Finite()
+    tools = Instruments(study, {}, None, None)
+    for arm in (RECURSIVE, recursive("generator", "N-4", pairs=4), recursive("generator", "fresh", fresh=True)):
+        for g in range(4):
+            _, real = loop.prompts(study, 0, arm.pairs, max(0, g - 1) if arm.fresh else 0)
+            theirs = tools.trained_on(0, arm, g).captions
+            assert theirs == real.captions[:5] and len(theirs) == min(5, arm.pairs or 10), (arm.arm, g)

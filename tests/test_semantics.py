@@ -52,12 +52,13 @@ SOURCES = {
         "mmcollapse.protocol.drifting",
         *(
             f"mmcollapse.models.generator.DiffusersGenerator.{n}"
-            for n in ("make", "_made", "_called", "_denoise", "decode")
+            for n in ("make", "_made", "_called", "_denoise", "decode", "conditions", "_read_all")
         ),
         *(f"mmcollapse.models.generator.{n}" for n in GENERATORS),
         "mmcollapse.models.captioner._GumbelMax",
         *(f"mmcollapse.models.captioner.Captioner.{n}" for n in ("_made", "_noise", "write", "_next_token")),
-        *(f"mmcollapse.models.captioner.Captioner.{n}" for n in ("make", "ends", "words")),
+        *(f"mmcollapse.models.captioner.Captioner.{n}" for n in ("make", "ends", "words", "pixels", "look")),
+        *(f"mmcollapse.models.captioner.{n}" for n in families("captioner", "Captioner")),
         "mmcollapse.models.captioner.MANY_WORDS",
     ],
     "weights": [
@@ -73,6 +74,7 @@ SOURCES = {
         *(f"mmcollapse.models.generator.{n}" for n in GENERATORS),
         "mmcollapse.models.captioner.Captioner",
         *(f"mmcollapse.models.captioner.{n}" for n in families("captioner", "Captioner")),
+        *(f"mmcollapse.models.{n}" for n in ("add_lora", "at_rest", "trainable")),
     ],
     "scores": [
         *NAMES,

@@ -92,6 +92,20 @@ def test_a_space_that_is_not_at_hand_says_which_file(name, tmp_path):
         open_space(name, tmp_path, tmp_path)
 
 
+def test_photos_are_prepared_in_threads_and_stay_in_order(models_folder, instruments, pictures):
+    """Of another size than the network's, so that each space resizes them."""
+    large, threads = np.repeat(np.repeat(pictures, 3, axis=1), 3, axis=2)[[*range(6), 0]], torch.get_num_threads()
+    spaces = [open_space(name, models_folder, instruments) for name in ("clip", "dino", "inception")]
+    try:
+        torch.set_num_threads(1)
+        alone = [space.images(large) for space in spaces]
+        torch.set_num_threads(4)  # seven pictures: parts of two and of one
+        for space, one in zip(spaces, alone, strict=True):
+            np.testing.assert_allclose(space.images(large), one, atol=1e-4)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_an_unknown_space_is_refused(tmp_path):
     with pytest.raises(MMCollapseError, match="'resnet': allowed are judge, judge-2, inception, clip, dino"):
         open_space("resnet", tmp_path, tmp_path)

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import claims_data
 from mmcollapse.__main__ import main
 from mmcollapse.store import Store
-from mmcollapse.table import read_table
+from mmcollapse.table import read_table, write_table
 
 RIGHT = "arm=recursive metric=all_right generation=2 modality=image measurement=guidance 1 subset=test model=generator"
 
@@ -177,3 +178,23 @@ def test_a_verdict_is_traced_to_the_rows_that_it_rests_on(trace, table):
     assert "recursive, generator, seed 0, generation 2:" in said and "the base generator, digest" in said
     assert "claim='C9': the claims are C1, C2a" in trace("--claim", "C9")
     assert "trace needs a row, a figure or a claim" in trace("--claim", "C1", "--row", "1")
+
+
+def test_a_verdict_on_several_experiments_is_traced_to_each(trace, tmp_path):
+    """To the sets and to the students that were trained on them."""
+    tables = claims_data.tables(seeds=range(2))
+    for name, table in tables.items():
+        write_table(table, tmp_path / f"{name}.parquet")
+    said = trace("--claim", "C5", "--results", str(tmp_path))
+    assert said.startswith("C5: FID and BLEU-4 of a synthetic dataset predict how robust training on it is: ")
+    for modality, metric, name in (("image", "fid", "FID of pictures"), ("text", "bleu4", "BLEU-4 of captions")):
+        shown = said.split(f"  primary, {name}: ")[1].split("  secondary")[0].split("  primary")[0]
+        for experiment, table in tables.items():
+            own = table[table.modality == modality]
+            students = own[(own.model == "student 0") & (own.metric == "all_right")]
+            sets = own[(own.model == "set") & (own.metric == metric)]
+            line = next(line for line in shown.splitlines() if f"experiment={experiment} " in line)
+            assert f" {own.arm.nunique()} arms model set modality={modality} metric={metric} " in line
+            assert line.endswith(f"seed 0-1: {len(students) + len(sets)} rows") and "and model student 0, ..." in line
+    for name in tables:
+        assert f"{tmp_path / name}.parquet: " in said

@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,6 +216,53 @@ def test_resumed_equals_uninterrupted(tmp_path):
     assert steps in (300, 301)  # the first 1,000 are not done again; one makes the optimiser's state, to be overwritten
     assert same(resumed, whole) and resumed_log == log
     assert not list(tmp_path.iterdir())  # finished: nothing to continue from
+
+
+PRETRAINING = """
+import itertools, os, sys
+from pathlib import Path
+import torch
+sys.path.insert(0, sys.argv[1])
+from mmcollapse.train import Recipe, train
+from test_train import draw, problem
+
+torch.distributed.init_process_group("gloo")
+file, stop = Path(sys.argv[2]), int(sys.argv[3])
+loss, parameters, data = problem()
+count = itertools.count()
+
+def stopping(batch):
+    if next(count) == stop:
+        torch.distributed.barrier()
+        os._exit(0)  # both at once, as a machine that is lost
+    return loss(batch)
+
+train(stopping, parameters, data, draw, Recipe(1300, 4, 0.01), ("k",), checkpoint=file)
+if stop > 0:  # went on
+    assert next(count) < 400
+sys.stderr.write("weights " + " ".join(f"{float(x):.6f}" for p in parameters for x in p.flatten()) + "\\n")
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_several_processes_that_pretrain_resume_as_one(tmp_path):
+    """Each with its own noise; the first alone writes."""
+    script, file = tmp_path / "script.py", tmp_path / "run.pt"
+    script.write_text(PRETRAINING)
+
+    def said(stop: int) -> list[str]:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        words = [*torchrun, script, Path(__file__).parent, file, str(stop)]
+        job = subprocess.run(words, stderr=-1, text=True, timeout=120)
+        return [line for line in job.stderr.splitlines() if line.startswith("weights")]
+
+    whole = said(-1)
+    assert len(whole) == 2 and whole[0] == whole[1] and not file.exists()
+    assert not said(1200) and file.is_file()
+    loss, parameters, data = problem()
+    with pytest.raises(MMCollapseError, match="run.pt is of 2 processes, now there are 1: go on with as many, or remo"):
+        train(loss, parameters, data, draw, Recipe(1300, 4, 0.01), ("k",), checkpoint=file)
+    assert said(1300) == whole and not file.exists()  # stops never: less than that are left
 
 
 # -- recorded -------------------------------------------------------------------------------------------------------

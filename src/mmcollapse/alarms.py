@@ -20,6 +20,7 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from mmcollapse import stats
+from mmcollapse.table import is_member
 
 VERSION = 1  # raise it when an alarm sounds at other times: chains that wait for one are then others
 RATE = 0.05  # of false alarms, each alarm and chain
@@ -105,7 +106,7 @@ def sounded(table: pd.DataFrame, planned: int, limits: dict[str, float] | None =
     found = []
     for alarm in ALARMS:
         rows = alarm.rows(table)
-        rows = rows[(rows.seed >= 0) & rows.value.notna() & _is_member(rows.model)]
+        rows = rows[(rows.seed >= 0) & rows.value.notna() & is_member(rows.model)]
         if math.isnan(limits[alarm.name]) or rows.empty:
             continue
         keys = ["arm", "model", "seed"]
@@ -120,16 +121,12 @@ def sounded(table: pd.DataFrame, planned: int, limits: dict[str, float] | None =
     return pd.concat(found, ignore_index=True)[COLUMNS] if found else pd.DataFrame(columns=COLUMNS)
 
 
-def _is_member(model: pd.Series) -> pd.Series:
-    return ~model.isin(["set", "pool"]) & ~model.str.startswith("student")
-
-
 def half_lives(table: pd.DataFrame, modality: str, planned: int) -> pd.Series:
     """Generations until half of the quality is lost, by seed of the arm that collapses (stats.half_life)."""
     metric, measurement, space = QUALITY[modality]
     rows = table[(table.arm == COLLAPSING[modality]) & (table.modality == modality) & (table.metric == metric)]
     rows = rows[(rows.measurement == measurement) & (rows.space == space) & (rows.subset == "test")]
-    return stats.half_life(rows[_is_member(rows.model)], planned)
+    return stats.half_life(rows[is_member(rows.model)], planned)
 
 
 def honesty(table: pd.DataFrame, planned: int) -> pd.DataFrame:

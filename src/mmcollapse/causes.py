@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from mmcollapse.stats import chain_scalars
+from mmcollapse.table import is_member
 
 FILE = Path(__file__).with_name("causes.toml")
 SPACES = ("judge", "oracle", "parser", "words")  # of a metric that several have measured, that of the first
@@ -32,7 +33,7 @@ def causes(tables: Mapping[str, pd.DataFrame]) -> list[str]:
 def _number(table, planned: int, modality, metric, measurement, arm, at) -> tuple[float, int] | None:
     """(mean over seeds, seeds); None if there is none, or a chain of them is not whole."""
     named = {"modality": modality, "metric": metric, "measurement": measurement, "arm": arm, "subset": "test"}
-    of_chain = ~table.model.str.startswith(("pool", "student"))
+    of_chain = is_member(table.model)
     rows = table[(table[list(named)] == pd.Series(named)).all(axis=1) & of_chain]
     rows = rows[rows.space == next((space for space in SPACES if space in set(rows.space)), "")]
     if rows.empty or rows.model.nunique() > 1:

@@ -21,7 +21,7 @@ import pandas as pd
 
 from mmcollapse import stats
 from mmcollapse.errors import MMCollapseError
-from mmcollapse.table import KEY
+from mmcollapse.table import KEY, is_member, is_student
 
 FILE = Path(__file__).with_name("claims.toml")
 FROZEN = Path(__file__).with_name("claims.frozen.json")
@@ -563,8 +563,7 @@ def _endpoint_rows(table: pd.DataFrame, e: Endpoint) -> pd.DataFrame:
 
 def _of_models(rows: pd.DataFrame, which: str) -> pd.DataFrame:
     """The rows of the models of a chain, of the "set" that was trained on, or of the "students"."""
-    students, pool, sets = rows.model.str.startswith("student "), rows.model == "pool", rows.model == "set"
-    return rows[{"set": sets, "students": students}.get(which, ~students & ~pool & ~sets)]
+    return rows[{"set": rows.model == "set", "students": is_student(rows.model)}.get(which, is_member(rows.model))]
 
 
 def _rows(table: pd.DataFrame, arm: str, e: Endpoint) -> pd.DataFrame:
@@ -844,27 +843,6 @@ def in_words(conclusions: pd.DataFrame, claims: Sequence[Claim] | None = None) -
         "side. p: exact two-sided sign flips; Holm: p of the paired t test, corrected over primary contrasts of the "
         "claim. The verdict on a claim needs every primary contrast, and so no correction.",
     ]
-    return "\n".join(lines) + "\n"
-
-
-def secondary_in_words(frame: pd.DataFrame) -> str:
-    """Short markdown: the rows of `secondary` with q < .05, out of how many."""
-    if frame.empty:
-        return "No secondary metric was tested: it takes two seeds of the arms recursive and gen0.\n"
-    tested, found = int(frame.p_t.notna().sum()), frame[frame.q < 0.05]
-    lines = [
-        f"Of {tested} secondary metrics, {len(found)} differ between the arms recursive and gen0 at q < .05 (paired t "
-        f"test by seed, mean of {frame.late.iloc[0]}, Benjamini-Hochberg over all {tested})."
-    ]
-    if rest := len(frame) - tested:
-        lines[0] += f" {rest} more could not be tested: no value on their scale, or no spread between seeds."
-    if len(found):
-        head = ["metric", "of", "recursive - gen0", "95% interval", "seeds", "q"]
-        lines += ["", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for row in found.itertuples():
-        of = f"{row.modality}, {row.measurement}, {row.space}"
-        cells = [f"{row.metric}, {row.scale}", of, *_effect_cells(row), str(row.seeds), f"{row.q:.2g}"]
-        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -21,7 +21,7 @@ from mmcollapse.pairs import FILE, load_pairs
 from mmcollapse.protocol import ROLES, Protocol
 from mmcollapse.settings import Settings, as_dict
 from mmcollapse.store import KINDS
-from mmcollapse.table import COLUMNS, read_table
+from mmcollapse.table import COLUMNS, is_student, read_table
 
 # Settings that change what a chain gives, whatever the experiment.
 DECIDING = ("world", "generations", "pairs", "steps", "batch", "lr_generator", "lr_captioner", "warmup", "method")
@@ -168,5 +168,5 @@ def _same(one: Protocol, other: Protocol) -> bool:
 
 
 def _complete(rows: pd.DataFrame, protocol: Protocol, generations: int) -> bool:
-    models = rows[(rows.model != "set") & ~rows.model.str.startswith("student")]
+    models = rows[(rows.model != "set") & ~is_student(rows.model)]
     return all(set(models.generation[models.modality == m]) == set(range(generations + 1)) for m in protocol.modalities)

@@ -49,7 +49,7 @@ from mmcollapse.protocol import MODALITY, ROLES, Member, Protocol
 from mmcollapse.settings import ROOT, Settings, as_dict
 from mmcollapse.sources import needed
 from mmcollapse.store import Item, Store, load_pairs, save_pairs
-from mmcollapse.table import check_complete, merge, progress_path, read_table, rounded, to_table, write_table
+from mmcollapse.table import check_complete, is_member, merge, progress_path, read_table, rounded, to_table, write_table
 from mmcollapse.worlds import open_world
 
 
@@ -222,7 +222,13 @@ def _open_model(place: Path, device: str, settings: Settings) -> Model:
 
 def _different(members: list[Member], models: dict[str, Model]):
     """Refuse models of one chain that only their names tell apart: they would never differ. Or only their folders: a
-    table could not tell them apart."""
+    table could not tell them apart. Or by a name that a table has for other things."""
+    for a in members:
+        if not is_member(pd.Series([a.label]))[0]:
+            raise MMCollapseError(
+                f"setting {a.role}s: a model called {a.label!r}, as tables call a set, a pool or a student: give its "
+                "folder another name"
+            )
     for a, b in itertools.combinations(members, 2):
         if a.model != b.model and (models[a.model].base == models[b.model].base or a.label == b.label):
             same = "name" if a.label == b.label else "weights"

@@ -181,8 +181,7 @@ class _Bench:
         self._fine_tuning(name, model, adapter.encode(_pictures(s.batch, side), _captions(s.batch)), how, operations)
 
     def _fine_tuning(self, name: str, model: Model, data: dict[str, torch.Tensor], how: str, operations: float = 0.0):
-        """As many pairs at once as fit, and, if they are fewer, as many as the settings say; without checkpointing,
-        too, where the settings have it: whoever has the memory may do without."""
+        """As many pairs at once as fit, and, if they are fewer, as many as the settings say."""
         s, adapter = self.settings, model.adapter
         recipe = Recipe(TRAINED, s.batch, 1e-6, 1, method=s.method, rank=s.rank, dtype=s.dtype)
         ways = {"recorded": model.recorded, "network": adapter.network, "size": adapter.size}
@@ -201,10 +200,6 @@ class _Bench:
                 pace = self.pace("fine-tuning", way, lambda a=at_once: fit(a), times * operations)
                 told = f"{how}, {s.method}, batch {s.batch}, {at_once.n} at once, checkpointing {s.checkpointing}"
                 self.rate(name, "train", pace, s.batch, f"{told}, recorded")
-        if s.checkpointing == "yes" and adapter.kind == "generator":
-            adapter.denoiser.disable_gradient_checkpointing()
-            whole = AtOnce(s.batch, "the pairs of a step", "train_batch")
-            self.pace("fine-tuning", "no chk.", lambda: fit(whole), (times - 1) * operations)
 
     def _as_lora_example(self, adapter):
         """(b), at the batch of the settings: what is frozen in half precision, as in diffusers' example."""

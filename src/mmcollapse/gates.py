@@ -24,7 +24,7 @@ from mmcollapse import claims, stats
 from mmcollapse.digests import digest_arrays, digest_of
 from mmcollapse.protocol import Protocol
 from mmcollapse.settings import Settings
-from mmcollapse.table import read_table, write_table
+from mmcollapse.table import is_member, read_table, write_table
 
 COLUMNS = ["gate", "measure", "value", "low", "high", "allowed", "passed", "needs"]
 SHOWN = "shown, not judged"
@@ -399,9 +399,7 @@ def _cost(table: pd.DataFrame | None, metric: str, generation: int) -> float:
     rows = rows[(rows.modality == "image") & (rows.generation == generation)]
     means = {}
     for arm in ("real", "recursive"):
-        values = rows.value[
-            (rows.arm == arm) & ~rows.model.isin(["set", "pool"]) & ~rows.model.str.startswith("student")
-        ]
+        values = rows.value[(rows.arm == arm) & is_member(rows.model)]
         values = np.log(values[values > 0]) if metric == "nuisance_ratio" else values
         means[arm] = values.mean()
     return float(np.nan_to_num(means["real"] - means["recursive"]))

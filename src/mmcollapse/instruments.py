@@ -98,7 +98,7 @@ def instruments(settings: Settings) -> pd.DataFrame:
             add("real", f"n {n}", repeat, modality, found)
     if (seen := settings.results_folder / "00_eyes").is_dir():
         say("pictures that were checked by eye")
-        for generation, found in _by_eye(study, tools, seen):
+        for generation, found in _by_eye(tools, seen):
             add("by eye", f"generation {generation}", 0, "image", found, f"eyes {checksum(seen / FILE)['sha256'][:20]}")
     table, path = to_table(rows), settings.results_folder / "00_instruments.parquet"
     write_table(table, path)
@@ -232,7 +232,7 @@ def _by_size(study, tools, repeat: int):
         yield n, "text", found
 
 
-def _by_eye(study, tools, path: Path):
+def _by_eye(tools, path: Path):
     """(generation, scores by space) of model-made pictures that somebody looked at: what oracle and judges say of the
     same pictures. agreement: share of pictures of which oracle and eye say the same; kappa: Cohen's, above chance;
     auc: that a picture found right by eye lies nearer to its caption than one found wrong."""
@@ -241,8 +241,8 @@ def _by_eye(study, tools, path: Path):
     images, captions, columns = load_pairs(path)
     eye, generations = np.array(columns["right"], bool), np.array(columns["generation"])
     scenes = [parse(c).scene for c in captions]
-    oracle = truth.pictures_right(tools.oracle.read(images), scenes)
-    abstains = tools.oracle.read(images).abstains
+    reading = tools.oracle.read(images)
+    oracle, abstains = truth.pictures_right(reading, scenes), reading.abstains
     near = {}
     for name, space in tools.reading.items():
         x, y = space.images(images), space.texts(captions)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from mmcollapse import stats
 from mmcollapse.alarms import QUALITY
+from mmcollapse.table import is_member
 
 NEVER = {"image": "recursive", "text": "recursive-drift"}  # the arm without a remedy
 CONTROLS = {"image": ("real", "gen0"), "text": ("real", "gen0-drift")}
@@ -32,7 +33,7 @@ def late_of(table: pd.DataFrame, modality: str, planned: int) -> dict[str, pd.Se
     metric, measurement, space = QUALITY[modality]
     rows = table[(table.modality == modality) & (table.metric == metric) & (table.measurement == measurement)]
     rows = rows[(rows.space == space) & (rows.subset == "test") & (rows.seed >= 0) & rows.value.notna()]
-    rows = rows[(rows.model != "pool") & ~rows.model.str.startswith("student")]
+    rows = rows[is_member(rows.model)]
     return {
         arm: stats.chain_scalars(own, "late", planned).value.dropna()
         for arm, own in rows.groupby("arm", sort=False)

@@ -18,7 +18,7 @@ def working_on(name: str, locks: Path, wait: bool = True) -> Iterator[bool]:
     """Be the only one at work on `name`. With wait=False, False at once if another is at work."""
     locks.mkdir(parents=True, exist_ok=True)
     with open(locks / name, "w") as handle:
-        mine = _take(handle, name, patience=2.0 if wait else 0.0)
+        mine = _take(handle, patience=2.0 if wait else 0.0)
         if wait and not mine:
             log.warning("waiting for another process, which is at work on %s", name)
             fcntl.flock(handle, fcntl.LOCK_EX)
@@ -28,7 +28,7 @@ def working_on(name: str, locks: Path, wait: bool = True) -> Iterator[bool]:
             fcntl.flock(handle, fcntl.LOCK_UN)  # closing would not do if a worker was forked meanwhile
 
 
-def _take(handle, name: str, patience: float) -> bool:
+def _take(handle, patience: float) -> bool:
     begun = time.monotonic()
     while True:
         try:

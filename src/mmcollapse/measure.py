@@ -89,12 +89,14 @@ class Instruments:
             self._drawn[split, n] = self.study.world.sample(split, np.arange(n if size is None else min(n, size)))
         return self._drawn[split, n]
 
-    def trained_on(self, seed: int, block: int):
-        """Some of a chain's own prompts (see loop.prompts): the gap to the test prompts is memorisation."""
-        if (seed, block) not in self._drawn:
-            indices, _ = prompts(self.study, seed, block=block)
-            self._drawn[seed, block] = self.study.world.sample("chain", indices[: self.study.settings.probes])
-        return self._drawn[seed, block]
+    def trained_on(self, seed: int, protocol: Protocol, generation: int):
+        """Some of the prompts that a generation of a chain was trained on (see loop.prompts), as many as the setting
+        probes where there are so many: the gap to the test prompts is memorisation."""
+        key = seed, protocol.pairs, max(0, generation - 1) if protocol.fresh else 0
+        if key not in self._drawn:
+            indices, _ = prompts(self.study, *key)
+            self._drawn[key] = self.study.world.sample("chain", indices[: self.study.settings.probes])
+        return self._drawn[key]
 
     @cached_property
     def prompts(self):
@@ -216,11 +218,6 @@ def measure_student(study: Study, tools: Instruments, role: str, weights: Weight
     return [r | {"modality": MODALITY[role], "model": f"student {number}"} for r in rows]
 
 
-def _block(protocol: Protocol, generation: int) -> int:
-    """The block of prompts that a generation was trained on."""
-    return max(0, generation - 1) if protocol.fresh else 0
-
-
 def _matched(study: Study, makers: Makers) -> CaptionDecoding:
     """Ancestral sampling, as long as every one of the captioners can write."""
     decodings = [study.caption_decoding(name) for name, _ in makers]
@@ -237,7 +234,7 @@ def measure_generator(study, tools, maker: Makers, seed: int, protocol: Protocol
     if study.world.truth and full:
         for subset in ("withheld", "uniform"):
             rows += _score_pictures(study, tools, maker, tools.sample(subset, s.probes), 1, 1.0, subset, full=False)
-        own = tools.trained_on(seed, _block(protocol, generation))
+        own = tools.trained_on(seed, protocol, generation)
         rows += _score_pictures(study, tools, maker, own, 1, 1.0, "train", full=False)
     return rows
 
@@ -367,7 +364,7 @@ def measure_captioner(study, tools, maker: Makers, seed: int, protocol: Protocol
         rows += _score_captions(study, tools, maker, real, matched, "sampled", "test", full=True)
         rows += _score_captions(study, tools, maker, real, greedy, "greedy", "test", full=True)
         if s.measure == "full":
-            own = tools.trained_on(seed, _block(protocol, generation))
+            own = tools.trained_on(seed, protocol, generation)
             rows += _score_captions(study, tools, maker, own, greedy, "greedy", "train", full=False)
     if protocol.measured_drift:
         drifted = study.caption_decoding(maker[0][0], protocol.measured_drift, generation)

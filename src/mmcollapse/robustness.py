@@ -20,7 +20,7 @@ from mmcollapse.disk import write_whole
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.experiments import EXPERIMENTS, EXPLORATORY
 from mmcollapse.settings import Settings
-from mmcollapse.table import read_table
+from mmcollapse.table import is_student, read_table
 
 OUTCOME = {"image": "guidance 1", "text": "greedy"}  # measurement of all_right of the students
 ARMS_NEEDED = 12
@@ -71,7 +71,7 @@ def units(tables: dict[str, pd.DataFrame], modality: str) -> pd.DataFrame:
     out, cell = [], ["arm", "seed", "generation"]
     for experiment, table in tables.items():
         students = _right(table, modality)
-        students = students[students.model.str.startswith("student")]
+        students = students[is_student(students.model)]
         if students.empty:
             continue
         sets = table[(table.modality == modality) & (table.model == "set")].groupby(cell)
@@ -121,7 +121,7 @@ def _base(tables: dict[str, pd.DataFrame], modality: str) -> float:
 
 def modalities(tables: dict[str, pd.DataFrame]) -> list[str]:
     """The modalities that have students. MMCollapseError: none has."""
-    found = [m for m in OUTCOME if any(_right(t, m).model.str.startswith("student").any() for t in tables.values())]
+    found = [m for m in OUTCOME if any(is_student(_right(t, m).model).any() for t in tables.values())]
     if not found:
         raise MMCollapseError("no table has students: run the experiments with students=1 or more")
     return found

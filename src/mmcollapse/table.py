@@ -28,6 +28,7 @@ COLUMNS = {
     "hash": "str",  # store name of what was measured
     "claims": "str",  # hash of the claims file at the time of the run; "" before there was one
 }
+RESERVED = ("set", "pool", "")  # what is in the place of a model's name where it is not of one model
 KEY = [c for c in COLUMNS if c not in ("value", "missing", "n", "hash", "claims")]
 
 
@@ -85,10 +86,20 @@ def merge(tables: list[pd.DataFrame]) -> pd.DataFrame:
     return to_table(both.to_dict("records"))
 
 
+def is_student(model: pd.Series) -> pd.Series:
+    """Whether it is a fresh base model that was trained on a generation's data."""
+    return model.str.startswith("student ")
+
+
+def is_member(model: pd.Series) -> pd.Series:
+    """Whether it is one model of a chain: no training set, no student, not several models as one."""
+    return ~model.isin(RESERVED) & ~is_student(model)
+
+
 def check_complete(table: pd.DataFrame, arms: list[tuple[str, str]], seeds: list[int], generations: int):
     """Refuse a table that lacks a chain, a generation or a metric of an arm, or has a value that is not finite and not
     marked as missing. arms: (modality, arm) pairs. Of training sets and students there is only what was asked for."""
-    models = table[(table.model != "set") & ~table.model.str.startswith("student")]
+    models = table[(table.model != "set") & ~is_student(table.model)]
     for modality, arm in arms:
         part = models[(models.modality == modality) & (models.arm == arm)]
         names = ["model", "measurement", "subset", "metric", "space"]

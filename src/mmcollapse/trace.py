@@ -31,17 +31,24 @@ def trace(settings: Settings, experiment: str, row: str = "", figure: str = "", 
             "trace needs a row, a figure or a claim: ROW=12, ROW='arm=real metric=all_right', FIGURE=file.png or "
             "CLAIM=C1"
         )
+    path = settings.results_folder / f"{experiment}.parquet"
     if claim:
-        lines, experiment, rows = _of_claim(claim, settings.results_folder)
-        path = settings.results_folder / f"{experiment}.parquet"
+        lines, found = _of_claim(claim, settings.results_folder)
+        for name, rows in found.items():
+            lines += ["", *_lineage(settings, path.with_name(f"{name}.parquet"), name, rows)]
     elif figure:
         lines, experiment, path, rows = _of_figure(Path(figure), settings.results_folder)
+        lines += _lineage(settings, path, experiment, rows)
     else:
-        path = settings.results_folder / f"{experiment}.parquet"
-        lines, rows = [], select(read_table(path), row)
+        lines = _lineage(settings, path, experiment, select(read_table(path), row))
+    return "\n".join(lines)
+
+
+def _lineage(settings: Settings, path: Path, experiment: str, rows: pd.DataFrame) -> list[str]:
+    """Some rows of a table, where they come from, and what made them."""
     provenance = path.with_suffix(".json")
     made = json.loads(provenance.read_text()) if provenance.is_file() else {}
-    lines += [f"{path}: {len(rows)} row{'s' * (len(rows) > 1)}"]
+    lines = [f"{path}: {len(rows)} row{'s' * (len(rows) > 1)}"]
     lines += ["  " + _row(number, r) for number, r in rows.head(MOST).iterrows()]
     if len(rows) > MOST:
         lines += ["  ..."]
@@ -55,7 +62,7 @@ def trace(settings: Settings, experiment: str, row: str = "", figure: str = "", 
     for r in sets.itertuples():
         model = f", {r.model}" if r.model else ""
         lines += ["", f"{r.arm}{model}, seed {r.seed}, generation {r.generation}:", *lineages.of(r.hash)]
-    return "\n".join([*lines, "", *_settings(made, provenance, experiment, rows)])
+    return [*lines, "", *_settings(made, provenance, experiment, rows)]
 
 
 def select(table: pd.DataFrame, row: str) -> pd.DataFrame:
@@ -120,38 +127,45 @@ def _of_figure(file: Path, results: Path) -> tuple[list[str], str, Path, pd.Data
     return lines, experiment, path, table[shown]
 
 
-def _of_claim(name: str, results: Path) -> tuple[list[str], str, pd.DataFrame]:
-    """A claim with its verdict and, contrast by contrast, the rows that it rests on: lines, experiment, rows."""
+def _of_claim(name: str, results: Path) -> tuple[list[str], dict[str, pd.DataFrame]]:
+    """A claim with its verdict and, contrast by contrast, the rows that it rests on: lines, rows by experiment."""
     from mmcollapse import claims
-    from mmcollapse.verify import named_rows, rows_of
+    from mmcollapse.verify import named_rows, of_endpoint, rows_of
 
     known = {claim.id: claim for claim in claims.all_claims()}
     if name not in known:
         raise MMCollapseError(f"claim={name!r}: the claims are {', '.join(known)}")
-    claim, experiment = known[name], known[name].experiments[0]
-    table = read_table(results / f"{experiment}.parquet")
+    claim, first = known[name], known[name].experiments[0]
     tables = {
         e: read_table(results / f"{e}.parquet") for e in claim.experiments if (results / f"{e}.parquet").is_file()
     }
+    if not tables:
+        read_table(results / f"{first}.parquet")  # says what is wrong with it
     judged = claims.conclude(tables, [claim]).set_index("contrast")
-    lines, parts = [f"{claim.id}: {claim.text}: {judged.verdict[claims.EVERY]}"], []
+    lines, parts = [f"{claim.id}: {claim.text}: {judged.verdict[claims.EVERY]}"], {e: [] for e in tables}
     for part in claim.contrasts:
-        if isinstance(part, claims.Correlation):
-            own = table[(table.metric == part.endpoint.metric) & (table.modality == part.endpoint.modality)]
-        elif (part := claims.resolve(part, table)[0]) is None:
+        if isinstance(part, claims.Correlation):  # of what students make of a set, and of the set, in every table
+            own = {}
+            for e, table in tables.items():
+                students = of_endpoint(table, part.outcome)
+                sets = of_endpoint(table, part.endpoint)
+                own[e] = pd.concat([sets[sets.arm.isin(students.arm)], students])
+        elif (part := claims.resolve(part, tables[first])[0]) is None:
             continue
         else:
-            own = rows_of(table, part, int(table.generation.max()))
-        if part.name in judged.index and len(own):
+            own = {first: rows_of(tables[first], part, int(tables[first].generation.max()))}
+        if part.name in judged.index and any(map(len, own.values())):
             row = judged.loc[part.name]
             found = "" if pd.isna(row.effect) else f" {row.effect:+.3g}"
             found += "" if pd.isna(row.low) else f" ({row.low:+.3g} to {row.high:+.3g})"
-            lines += [f"  {part.part}, {part.name}:{found} {row.verdict}", f"    {named_rows(experiment, part, own)}"]
-            parts.append(own)
-    if not parts:
-        raise MMCollapseError(f"claim={name!r}: {results / f'{experiment}.parquet'} has none of the rows that it needs")
-    rows = pd.concat(parts)
-    return lines, experiment, rows[~rows.index.duplicated()].sort_index()
+            lines += [f"  {part.part}, {part.name}:{found} {row.verdict}"]
+            for e, rows in own.items():
+                if len(rows):
+                    lines += [f"    {named_rows(e, part, rows)}"]
+                    parts[e].append(rows)
+    if not any(parts.values()):
+        raise MMCollapseError(f"claim={name!r}: {results / f'{first}.parquet'} has none of the rows that it needs")
+    return lines, {e: (r := pd.concat(p))[~r.index.duplicated()].sort_index() for e, p in parts.items() if p}
 
 
 def _over_seeds(rows: pd.DataFrame) -> list[str]:

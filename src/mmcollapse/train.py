@@ -106,8 +106,9 @@ def train(
     at_once = at_once or AtOnce(recipe.batch, "the pairs of a step", "train_batch")
     stepper = None
 
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() and processes() == 1 else 0
     if torch.distributed.is_initialized() and processes() == 1:
-        key = (*key, torch.distributed.get_rank())  # pretraining: every process has its own batches and noise
+        key = (*key, rank)  # pretraining: every process has its own batches and noise
     if recipe.batch < processes():
         raise MMCollapseError(f"setting batch={recipe.batch}: {processes()} processes share it, so it must be as many")
     noise_key = generator("noise", *key)
@@ -117,8 +118,13 @@ def train(
     done, log = 0, []
     saved = torch.load(checkpoint, map_location=device) if checkpoint and checkpoint.is_file() else None
     if saved:
+        if len(saved["noise"]) != (now := len(_of_all(None))):
+            raise MMCollapseError(
+                f"{checkpoint} is of {len(saved['noise'])} processes, now there are {now}: go on with as many, or "
+                "remove it to begin anew"
+            )
         done, log = saved["step"], saved["log"]
-        noise_key.set_state(saved["noise"].cpu())
+        noise_key.set_state(saved["noise"][rank].cpu())
     for i, index, draws in _fetched(batches(n, recipe.batch, recipe.steps, key), draw, noise_key, device, done, every):
         if stepper is None:
             shapes = tuple((k, t.shape[1:], t.dtype) for k, t in data.items())
@@ -148,14 +154,24 @@ def train(
             if on_step:
                 on_step(i + 1, value)
         if checkpoint and (i + 1) % SAVED == 0 and i + 1 < recipe.steps:
-            state = {"step": i + 1, "log": log, "noise": noise_key.get_state(), "average": average}
-            torch.save(state | stepper.state(), checkpoint.with_suffix(".part"))
-            checkpoint.with_suffix(".part").replace(checkpoint)
+            state = {"step": i + 1, "log": log, "noise": _of_all(noise_key.get_state()), "average": average}
+            if not rank:  # the processes have the same weights
+                torch.save(state | stepper.state(), checkpoint.with_suffix(".part"))
+                checkpoint.with_suffix(".part").replace(checkpoint)
     if not all(bool(torch.isfinite(p).all()) for p in parameters):
         raise TrainingDiverged(f"a weight is not finite after {recipe.steps} steps (learning rate {recipe.lr:g})")
-    if checkpoint:
+    if checkpoint and not rank:
         checkpoint.unlink(missing_ok=True)
     return log
+
+
+def _of_all(value) -> list:
+    """The `value` of each process of a pretraining, in their order."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    values = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def _fetched(steps: Iterator[torch.Tensor], draw, noise_key, device, done: int, every: int) -> Iterator[tuple]:

@@ -34,7 +34,7 @@ from mmcollapse.experiments import EXPERIMENTS, listed, seeds_of
 from mmcollapse.figures.house import selected
 from mmcollapse.protocol import MODALITY, ROLES, Member, Protocol
 from mmcollapse.settings import ROOT, Settings
-from mmcollapse.table import KEY, check_complete, read_table
+from mmcollapse.table import KEY, check_complete, is_member, is_student, read_table
 
 PARTS = {
     "a": "aggregates, intervals and verdicts from the rows",
@@ -428,12 +428,11 @@ def _check_part(results: Results, claim: claims.Claim, part: Contrast | Correlat
     if isinstance(part, Correlation):
         shown = frame[(frame.claim == claim.id) & (frame.contrast == part.name) & frame.effect.notna()]
         for end in (part.endpoint, part.outcome) if len(shown) else ():
-            which = f"model {'set' if end.models == 'set' else 'student 0, ...'}"
-            told = [f"experiment in ({', '.join(claim.experiments)})", which, *_ends(end)]
-            results.say(f"    {claim.id}, {part.name}: {shown.verdict.iloc[0]}; rows: {' '.join(told)}")
+            told = f"experiment in ({', '.join(claim.experiments)}) {_of_sets_or_students(end)}"
+            results.say(f"    {claim.id}, {part.name}: {shown.verdict.iloc[0]}; rows: {told}")
         for name in results.tables.keys() & set(claim.experiments) if len(shown) else ():
             for end in (part.endpoint, part.outcome):
-                results.mark("a", name, _of_endpoint(results.tables[name], end).index)
+                results.mark("a", name, of_endpoint(results.tables[name], end).index)
         return
     if (table := tables.get(name := claim.experiments[0])) is None:
         return
@@ -455,9 +454,13 @@ def _check_part(results: Results, claim: claims.Claim, part: Contrast | Correlat
 
 
 def named_rows(experiment: str, part: Contrast | Correlation, rows: pd.DataFrame) -> str:
-    """The rows of a contrast in words."""
-    arms = ", ".join(dict.fromkeys(t.arm for t in part.terms)) if isinstance(part, Contrast) else "all"
-    told = [f"rows: experiment={experiment} arm in ({arms})", *_ends(part.endpoint)]
+    """The rows of one experiment that a contrast or correlation is computed from, in words."""
+    if isinstance(part, Contrast):
+        arms = ", ".join(dict.fromkeys(t.arm for t in part.terms))
+        told = [f"rows: experiment={experiment} arm in ({arms})", *_ends(part.endpoint)]
+    else:
+        told = [f"rows: experiment={experiment} {rows.arm.nunique()} arms", _of_sets_or_students(part.endpoint), "and"]
+        told += [_of_sets_or_students(part.outcome)]
     told += [f"generation {rows.generation.min()}-{rows.generation.max()}"]
     return " ".join([*told, f"seed {rows.seed.min()}-{rows.seed.max()}: {len(rows)} rows"])
 
@@ -465,6 +468,10 @@ def named_rows(experiment: str, part: Contrast | Correlation, rows: pd.DataFrame
 def _ends(e: Endpoint) -> list[str]:
     names = ("modality", "metric", "measurement", "subset", "space")
     return [f'{k}="{v}"' if " " in (v := getattr(e, k)) else f"{k}={v}" for k in names]
+
+
+def _of_sets_or_students(e: Endpoint) -> str:
+    return " ".join([f"model {'set' if e.models == 'set' else 'student 0, ...'}", *_ends(e)])
 
 
 def spans(planned: int) -> dict[str, list[int]]:
@@ -475,19 +482,20 @@ def spans(planned: int) -> dict[str, list[int]]:
 
 def rows_of(table: pd.DataFrame, c: Contrast, planned: int) -> pd.DataFrame:
     """The rows of a table that a contrast is computed from."""
-    rows, over = _of_endpoint(table, c.endpoint), spans(planned)
+    rows, over = of_endpoint(table, c.endpoint), spans(planned)
     used = pd.Series(False, rows.index)
     for term in c.terms:
         used |= (rows.arm == term.arm) & rows.generation.isin(over[term.at])
     return rows[used]
 
 
-def _of_endpoint(table: pd.DataFrame, e: Endpoint) -> pd.DataFrame:
+def of_endpoint(table: pd.DataFrame, e: Endpoint) -> pd.DataFrame:
+    """The rows of a table that an endpoint may be computed from."""
     rows = table[table.metric == e.metric]
     for name in ("modality", "measurement", "subset", "space"):
         rows = rows[rows[name] == getattr(e, name)]
-    kinds = {"set": rows.model == "set", "students": rows.model.str.startswith("student")}
-    return rows[kinds.get(e.models, ~kinds["set"] & ~kinds["students"] & (rows.model != "pool"))]
+    kinds = {"set": rows.model == "set", "students": is_student(rows.model)}
+    return rows[kinds.get(e.models, is_member(rows.model))]
 
 
 def by_hand(rows: pd.DataFrame, c: Contrast, planned: int) -> tuple[float, float, float]:
@@ -550,7 +558,7 @@ def check_correlations(results: Results):
     ]
     _cells(results, "05_quality_robustness", *sides, key)
     for name, table in results.tables.items():
-        used = (table.model == "set") | (table.model.str.startswith("student") & (table.metric == "all_right"))
+        used = (table.model == "set") | (is_student(table.model) & (table.metric == "all_right"))
         results.mark("a", name, table.index[used])
 
 
@@ -653,7 +661,7 @@ def generation_0(results: Results, place: Path, every: bool):
         record = results.records[name]
         settings = replace(_recipe(record, place), **({} if every else {"measure": "brief"}))
         zoo = {role: tuple(listed(settings, f"{role}s")) for role in ROLES}
-        start = table[(table.generation == 0) & (table.seed >= 0) & ~table.model.str.startswith("student")]
+        start = table[(table.generation == 0) & (table.seed >= 0) & ~is_student(table.model)]
         base = start.model.str.replace(CLONE, "", regex=True)
         asked = [Member(role, zoo[role][0]) for role in ROLES]
         if every:
@@ -768,7 +776,7 @@ def generation_1(results: Results, place: Path):
     for told in [p for p in protocols_of(record) if p.arm in arms]:
         p = replace(told, measured_drift=())
         first = table[(table.arm == p.arm) & table.modality.isin(p.modalities) & (table.generation == 1)]
-        rows = first[(first.seed == seed) & ~first.model.str.startswith("student")]
+        rows = first[(first.seed == seed) & ~is_student(first.model)]
         if rows.empty:
             results.say(f"    {p.name} seed {seed}: not in the table")
             continue

@@ -144,8 +144,8 @@ def _budget(source: Source) -> Drawn:
         lower.set_ylabel("net of generation 0\n(higher is better)", labelpad=0)
         for ax in (upper, lower):
             sns.despine(ax=ax)
-    alike("image", axes, (0, 1))
-    alike("text", axes, (2, 3, 4))
+    alike(axes, (0, 1))
+    alike(axes, (2, 3, 4))
     grey = {"color": "#555555", "markeredgecolor": "white"}
     outline = {"color": "#888888", "markerfacecolor": "white", "markeredgecolor": "#555555"}
     more = [handle({"marker": "D", "linestyle": "-", "label": "recursive, by value", **grey})]
@@ -154,8 +154,8 @@ def _budget(source: Source) -> Drawn:
     return Drawn(figure, rows)
 
 
-def alike(modality: str, axes, columns: tuple[int, ...]):
-    """One y axis for the panels of a modality in each of two rows, for values of knobs are compared; those that have
+def alike(axes, columns: tuple[int, ...]):
+    """One y axis for the panels of `columns` in each of two rows, for values of knobs are compared; those that have
     nothing to show are left out."""
     half = len(axes) // 2
     for row in (0, half):

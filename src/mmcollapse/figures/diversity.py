@@ -25,7 +25,6 @@ from mmcollapse.figures.house import (
     generations_wall,
     grid,
     handle,
-    is_member,
     last_pictures,
     legend,
     level,
@@ -42,6 +41,7 @@ from mmcollapse.figures.house import (
     y_axis,
 )
 from mmcollapse.figures.styles import ARM_STYLE, LETTERS, POPULATIONS, in_order
+from mmcollapse.table import is_member
 
 
 def _sizes(source: Source, modality: str) -> dict[int, list[str]]:

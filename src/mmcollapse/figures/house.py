@@ -37,7 +37,7 @@ from mmcollapse.figures.styles import (
     WIDTH,
     in_order,
 )
-from mmcollapse.table import read_table
+from mmcollapse.table import is_member, read_table
 
 # Of a metric that was measured in several spaces a panel shows the first of these that is there.
 SPACES = ("oracle", "parser", "words", "pixels", "language", "judge", "clip", "inception", "dino", "judge-2", "")
@@ -114,11 +114,6 @@ def provenance(path: Path) -> tuple[str, dict]:
         settings = json.loads(beside.read_text()).get("settings", {})
     about = ", ".join(f"{key} {settings[key]}" for key in ("profile", "world") if key in settings)
     return about or "profile not recorded", settings
-
-
-def is_member(model: pd.Series) -> pd.Series:
-    """Whether it is one model of a chain: no training set, no student, not several models as one."""
-    return ~model.isin(["set", "pool", ""]) & ~model.str.startswith("student")
 
 
 # ---- curves

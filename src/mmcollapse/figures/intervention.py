@@ -48,7 +48,7 @@ def _late(source: Source) -> list[str]:
     return [f.group(0) for f in sorted((f for f in found if f), key=lambda f: int(f.group(1)))]
 
 
-def _panels(source: Source, *arms: str) -> list[Panel]:
+def _panels(*arms: str) -> list[Panel]:
     """What is right and what varies, of pictures and of captions, with those that never have a remedy and the
     controls."""
     return right_and_varied(*((NEVER[m], *arms, *CONTROLS[m]) for m in ("image", "text")))
@@ -75,7 +75,7 @@ def _avoided(source: Source, panel: Panel) -> dict[str, pd.Series]:
 
 def _curves(source: Source) -> Drawn:
     arms = ("always", *_late(source), "on-alarm")
-    panels = _panels(source, *arms)
+    panels = _panels(*arms)
     for k in (2, 3):  # is a healthy captioner left alone?
         panels[k] = replace(panels[k], arms=(*panels[k].arms, "on-alarm-matched", "recursive"))
     about = (
@@ -164,7 +164,7 @@ def _by_switch(source: Source) -> Drawn:
         "(never: its alarm did not sound, or could not). Mean over seeds and 95% t interval."
     )
     label, units = "generation since which it holds", ("difference of shares", "log ratio")
-    return _against_when(source, _panels(source, *steady, "on-alarm"), about, draw, label, units)
+    return _against_when(source, _panels(*steady, "on-alarm"), about, draw, label, units)
 
 
 def _by_unit(source: Source) -> Drawn:
@@ -206,7 +206,7 @@ def _by_unit(source: Source) -> Drawn:
     )
     label, each = "mean generation of its real pairs", f"per {PER} uses of real pairs"
     units = (f"share {each}", f"log ratio {each}")
-    return _against_when(source, _panels(source, *steady, "on-alarm", *TOTALS), about, draw, label, units)
+    return _against_when(source, _panels(*steady, "on-alarm", *TOTALS), about, draw, label, units)
 
 
 def _every_arm(source: Source) -> Drawn:

@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 
@@ -16,6 +19,19 @@ def check_images(images: np.ndarray):
         raise MMCollapseError(f"pictures {getattr(images, 'shape', type(images))}: need an array (n, height, width, 3)")
     if images.dtype != np.uint8:
         raise MMCollapseError(f"pictures of {images.dtype}: need uint8, values 0-255")
+
+
+def in_threads(prepare: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
+    """prepare(part) of parts of `images`, side by side in as many threads as torch has, one after the other in the
+    result: resizing photos takes longer than looking at them."""
+    parts = np.array_split(images, min(len(images), torch.get_num_threads()))
+    with ThreadPoolExecutor(len(parts)) as threads:
+        return np.concatenate(list(threads.map(prepare, parts)))
+
+
+def processed(processor, images: np.ndarray) -> np.ndarray:
+    """Pictures (n, height, width, 3) as a processor of transformers gives them to its model."""
+    return np.asarray(processor(list(images), return_tensors="np").pixel_values)
 
 
 def _check(*sets: np.ndarray):

@@ -12,13 +12,14 @@ and `images` (n, size, size, 3) uint8 -> (n, d) float32; those of CLIP's kind al
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from mmcollapse.errors import MMCollapseError
-from mmcollapse.metrics.images import check_images
+from mmcollapse.metrics.images import check_images, in_threads, processed
 from mmcollapse.models import folder_digest
 from mmcollapse.models.judge import Judge
 
@@ -62,7 +63,7 @@ class Inception:
         check_images(images)
         out = []
         for start in range(0, len(images), batch):
-            part = np.stack([self.resize(x) for x in images[start : start + batch]])
+            part = in_threads(lambda some: np.stack([self.resize(x) for x in some]), images[start : start + batch])
             out.append(self.net(torch.from_numpy(part).permute(0, 3, 1, 2).to(self.device)).cpu().numpy())
         return np.concatenate(out)
 
@@ -83,6 +84,6 @@ class Dino:
         check_images(images)
         out = []
         for start in range(0, len(images), batch):
-            pixels = self.processor(list(images[start : start + batch]), return_tensors="pt").pixel_values
-            out.append(self.model(pixel_values=pixels.to(self.device)).pooler_output.cpu().numpy())
+            pixels = in_threads(partial(processed, self.processor), images[start : start + batch])
+            out.append(self.model(pixel_values=torch.from_numpy(pixels).to(self.device)).pooler_output.cpu().numpy())
         return np.concatenate(out)

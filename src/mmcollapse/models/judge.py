@@ -3,13 +3,14 @@ opens as one too."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from mmcollapse.errors import MMCollapseError
-from mmcollapse.metrics.images import check_images
+from mmcollapse.metrics.images import check_images, in_threads, processed
 from mmcollapse.models import folder_digest
 
 
@@ -41,7 +42,8 @@ class Judge:
                 pixels = torch.from_numpy(np.ascontiguousarray(part)).to(self.device)
                 pixels = (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
             else:
-                pixels = self.processor.image_processor(list(part), return_tensors="pt").pixel_values.to(self.device)
+                pixels = in_threads(partial(processed, self.processor.image_processor), part)
+                pixels = torch.from_numpy(pixels).to(self.device)
             pooled = self.model.vision_model(pixel_values=pixels).pooler_output
             out.append(self.model.visual_projection(pooled).cpu().numpy())
         return np.concatenate(out)

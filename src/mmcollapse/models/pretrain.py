@@ -142,17 +142,21 @@ def pretrain(world, out: Path, scale: Scale, device: str, stages: list[str] | No
         folder.mkdir(parents=True, exist_ok=True)
         run = Run(world, out, folder, name, scale, device, seed)
         done[name](run)
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
-        if _rank():
-            continue
-        folder.rename(out / name)
-        print(f"{name}: made in {time.monotonic() - start:.0f} s", flush=True)
+        _wait()  # until nobody reads or writes there
+        if not _rank():
+            folder.rename(out / name)
+            print(f"{name}: made in {time.monotonic() - start:.0f} s", flush=True)
+        _wait()  # until the next stage finds it
 
 
 def _rank() -> int:
     """Number of this process where several GPUs train one model (`torch.distributed`); only 0 writes files."""
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def _wait():
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 @dataclass
@@ -229,7 +233,7 @@ class Run:
             gpu_noise=True,
             on_step=log,
             every=100,
-            checkpoint=None if _rank() else self.folder / "checkpoint.pt",
+            checkpoint=self.folder / "checkpoint.pt",
         )
 
     def shared(self, name: str) -> Path:

@@ -185,9 +185,7 @@ class Scenes:
             raise MMCollapseError(f"exponent={exponent} of the scenes world: allowed is 0 (uniform) to 4")
         self.exponent, self.seed = float(exponent), int(seed)
         self.digest = f"scenes-{VERSION}-{self.exponent!r}-{self.seed}"
-        joint = np.outer(zipf(10, exponent), zipf(10, exponent))
         self._length: float | None = None
-        self.pair_probability = joint  # (10, 10) shape x colour, before anything is withheld
 
     def size(self, split: str) -> int | None:
         """Number of samples of a split: None, for the world is endless."""
