@@ -15,11 +15,12 @@ from PIL import Image
 from mmcollapse import alarms
 from mmcollapse.claims import EVERY, all_claims
 from mmcollapse.experiments import ALARM, PRIORITY
+from mmcollapse.figures import robustness
 from mmcollapse.intervention import NEVER, late_of, of_sets
 from mmcollapse.plan import plan
 from mmcollapse.rates import read_rates
 from mmcollapse.settings import load_settings
-from mmcollapse.table import read_table
+from mmcollapse.table import is_member, read_table
 from mmcollapse.verdicts import page
 
 ROOT = Path(__file__).parents[1]
@@ -81,6 +82,47 @@ def test_the_verdicts_are_those_of_the_shipped_page():
             assert said.pop(claim.id) == (claim.text, str(row.seeds or ""), verdict)
     assert list(said) == ["Q2"] and said["Q2"][2] == "not run"
     assert found[found.index.str.startswith("Q2")].verdict.str.startswith("not run").all()
+
+
+def test_what_the_arms_show_is_what_the_shipped_tables_say():
+    folder = ROOT / "data" / "results" / "study"
+
+    def late(experiment: str, arm: str, modality: str = "image", metric: str = "all_right", model: str = "") -> float:
+        table = read_table(folder / f"{experiment}.parquet")
+        measured = {"image": "guidance 1", "text": "greedy"}[modality]
+        rows = table[(table.arm == arm) & (table.modality == modality) & (table.measurement == measured)]
+        rows = rows[(rows.metric == metric) & (rows.subset == "test") & is_member(rows.model) & (rows.generation > 7)]
+        return rows[rows.model == (model or rows.model.iloc[0])].value.mean()
+
+    def paragraph(name: str) -> str:
+        start = README.index(f"- **{name} (C")
+        return README[start : min(README.index(end, start + 1) for end in ("\n- **", "\n\n") if end in README[start:])]
+
+    def percentages(name: str) -> list[int]:
+        return [int(x) for x in re.findall(r"(\d+)%", paragraph(name))]
+
+    def rounded(values) -> list[int]:
+        return [round(100 * value) for value in values]
+
+    steps = [late("02_decoding_budget", f"steps-{arm}") for arm in ("50", "2", "50-gen0", "2-gen0")]
+    assert percentages("Decoding") == rounded(steps)
+    models = [(arm, f"generator-{m}") for m in ("pixart", "sdxl") for arm in ("alone", "pool-4")]
+    assert percentages("Diversity") == rounded(late("03_diversity", arm, model=model) for arm, model in models)
+    labels = paragraph("Labels")
+    assert percentages("Labels") == rounded(late("04_relabeling", arm, "text") for arm in ("joint", "original"))
+    for arm in ("joint", "original"):
+        assert f"{late('04_relabeling', arm, metric='nuisance_ratio'):.2f}" in labels
+    for modality in ("image", "text"):
+        frozen, joint = (late("04_relabeling", arm, modality) for arm in ("frozen-captioner", "joint"))
+        assert abs(frozen - joint) < 0.01
+    claims, forecast = pd.read_parquet(folder / "07_claims.parquet"), paragraph("Quality as a forecast")
+    found = claims[claims.claim == "C5"].set_index("contrast").effect
+    tables = robustness.open_tables(folder, "05_quality_robustness")
+    without = robustness._left_out(tables, "image", [("fid", "judge")])["02_decoding_budget"][0][0]
+    for value in (found["FID of pictures"], found["BLEU-4 of captions"], without):
+        assert f"{value:.2f}" in forecast
+    contrasts = claims[claims.claim == "C6"].set_index("contrast")
+    assert contrasts.high["pool of 4 - alone"] < 0 < contrasts.low["variance: pool of 4 - alone"]
 
 
 def test_the_shipped_page_is_what_its_tables_say_today():

@@ -1,6 +1,7 @@
 """What is shipped of a run: less, and the same figures."""
 
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -17,6 +18,10 @@ def shipped(smoke, tmp_path_factory):
     return smoke.folder, folder, ship(smoke.folder / "results", folder / "results", folder / "figures", "smoke")
 
 
+def page_of(folder) -> str:
+    return (folder / "results" / "07_claims.md").read_text()
+
+
 def test_tables_and_provenance_are_shipped_whole(shipped):
     run, folder, written = shipped
     for path in (run / "results").glob("0*.*"):
@@ -30,6 +35,8 @@ def test_tables_and_provenance_are_shipped_whole(shipped):
             assert ours == theirs and str(run) not in json.dumps(ours)
     assert {"00_gates.parquet", "07_claims.parquet"} <= {path.name for path in written}
     assert not list(folder.rglob("*.ipynb"))
+    links = [folder / "results" / link for link in re.findall(r"\]\(([^)]+\.png)\)", page_of(folder))]
+    assert links and all(link.is_file() for link in links)  # figures that were drawn after the verdicts
     assert all(path.is_file() for path in written) and len(set(written)) == len(written)
 
 

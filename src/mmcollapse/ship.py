@@ -55,9 +55,9 @@ def ship(results: Path, target: Path, figures: Path, profile: str = "study") -> 
                 filters = [rows for told in shown if told["figure"].startswith(name) for rows in told["rows"]]
                 _thin(samples, target / samples.name, filters)
                 written.append(target / samples.name)
-        if (target / "00_gates.parquet").is_file():
-            own = load_settings(profile, VERDICTS, results=str(target), figures=str(figures))
-            write_page(own, {profile: target})
+        settings = load_settings(profile, VERDICTS, results=str(target), figures=str(figures))
+        if gated := (target / "00_gates.parquet").is_file():
+            write_page(settings, {profile: target})
             written += [target / f"{VERDICTS}{end}" for end in (".md", ".parquet")]
         for path in draw(target, figures):
             if path.suffix not in DRAWN:
@@ -68,6 +68,8 @@ def ship(results: Path, target: Path, figures: Path, profile: str = "study") -> 
             if own and path.read_bytes() != whole[path.name].read_bytes():
                 raise MMCollapseError(f"{path} is not the figure that {results} gives: it needs samples that were left")
             written.append(path)
+    if gated:
+        write_page(settings, {profile: target})  # again, for it links to figures, of which some show its verdicts
     return written
 
 

@@ -71,6 +71,17 @@ def _arms(source: Source, knob: str) -> dict[float, str]:
     return {v: f"{knob}-{v:g}" for v in _values(source, knob)}
 
 
+def _knobs(source: Source) -> list[str]:
+    """The knobs that the table has arms of; all of them if none."""
+    return [knob for knob in AXES if _values(source, knob)] or list(AXES)
+
+
+def _rest(source: Source) -> str:
+    """The others, in words."""
+    rest = [knob for knob in AXES if not _values(source, knob)]
+    return f" This table has no arms of {', '.join(rest)}." if rest else ""
+
+
 def _right(modality: str, arms) -> Panel:
     """All right, under the one decoding by which all arms are measured."""
     measurement = "guidance 1" if modality == "image" else "greedy"
@@ -106,15 +117,17 @@ def _budget(source: Source) -> Drawn:
         "on generation 0's data of that same value (hollow, dotted), beside real data. Below: their difference, what "
         "recursion takes net of what the decoding does to one generation; 0: nothing."
     )
-    panels = [_right(AXES[knob][0], (*_arms(source, knob).values(), "real")) for knob in KNOBS]
-    note = textwrap.wrap(f"{about} {facts(source, panels)}", LETTERS)
-    figure, axes = sheet(2 * len(KNOBS), len(KNOBS), note, 1, left=0.68)
+    knobs = _knobs(source)
+    panels = [_right(AXES[knob][0], (*_arms(source, knob).values(), "real")) for knob in knobs]
+    note = textwrap.wrap(f"{about}{_rest(source)} {facts(source, panels)}", LETTERS)
+    figure, axes = sheet(2 * len(knobs), len(knobs), note, 1, left=0.68)
     shown, rows = set(), []
-    for k, (knob, (modality, label, log)) in enumerate(AXES.items()):
+    for k, knob in enumerate(knobs):
+        modality, label, log = AXES[knob]
         names = _arms(source, knob)
         own = {v: f"{name}-gen0" for v, name in names.items()}
         panel = _right(modality, (*names.values(), *own.values(), "real"))
-        found, upper, lower = scalars(source, panel, "auc"), axes[k], axes[k + len(KNOBS)]
+        found, upper, lower = scalars(source, panel, "auc"), axes[k], axes[k + len(knobs)]
         upper.set_title(knob.capitalize())
         made = {v: found[name] for v, name in names.items() if name in found}
         if not made:
@@ -144,8 +157,8 @@ def _budget(source: Source) -> Drawn:
         lower.set_ylabel("net of generation 0\n(higher is better)", labelpad=0)
         for ax in (upper, lower):
             sns.despine(ax=ax)
-    alike(axes, (0, 1))
-    alike(axes, (2, 3, 4))
+    for modality in ("image", "text"):
+        alike(axes, [k for k, knob in enumerate(knobs) if AXES[knob][0] == modality])
     grey = {"color": "#555555", "markeredgecolor": "white"}
     outline = {"color": "#888888", "markerfacecolor": "white", "markeredgecolor": "#555555"}
     more = [handle({"marker": "D", "linestyle": "-", "label": "recursive, by value", **grey})]
@@ -154,7 +167,7 @@ def _budget(source: Source) -> Drawn:
     return Drawn(figure, rows)
 
 
-def alike(axes, columns: tuple[int, ...]):
+def alike(axes, columns: list[int]):
     """One y axis for the panels of `columns` in each of two rows, for values of knobs are compared; those that have
     nothing to show are left out."""
     half = len(axes) // 2
@@ -170,21 +183,27 @@ def _cost(source: Source) -> Drawn:
     about = (
         "All right against the cost of the data: forward passes of the model that one training pair takes. A line "
         f"joins the values of one knob; ring: the cheapest value whose mean lies within {NEAR:g} of the best of its "
-        "knob, beyond which more buys nothing. The star is the default decoding. Guidance above 1 takes two passes a "
-        "step, whatever its value, so right: all right against guidance itself, with a line and a parabola in its "
-        f"logarithm, fitted to each seed. Above: {said(source, 'auc')}; below: {said(source, 'late')}."
+        f"knob, beyond which more buys nothing. The star is the default decoding. Above: {said(source, 'auc')}; "
+        f"below: {said(source, 'late')}.{_rest(source)}"
     )
-    names = {knob: _arms(source, knob) for knob in KNOBS}
+    guided = "guidance" in _knobs(source)
+    if guided:
+        about += (
+            " Guidance above 1 takes two passes a step, whatever its value, so right: all right against guidance "
+            "itself, with a line and a parabola in its logarithm, fitted to each seed."
+        )
+    names = {knob: _arms(source, knob) for knob in AXES}
     panels = {}
     for modality in ("image", "text"):
         arms = [arm for knob, (m, *_) in AXES.items() if m == modality for arm in names[knob].values()]
         panels[modality] = _right(modality, (*arms, *CONTROLS))
     note = textwrap.wrap(f"{about} {facts(source, list(panels.values()))}", LETTERS)
-    figure, axes = sheet(6, 3, note, 1, cell=2.35)
+    columns = 2 + guided
+    figure, axes = sheet(2 * columns, columns, note, 1, cell=2.35)
     shown, rows, knobs = set(), [], []
     for row, summary in enumerate(("auc", "late")):
         for column, (modality, panel) in enumerate(panels.items()):
-            ax, who = axes[3 * row + column], ("Generators", "Captioners")[column]
+            ax, who = axes[columns * row + column], ("Generators", "Captioners")[column]
             ax.set_title(f"{who}, {'AUC' if summary == 'auc' else summary}")
             found, passes = scalars(source, panel, summary), _passes(source, modality)
             ticks = []
@@ -212,7 +231,8 @@ def _cost(source: Source) -> Drawn:
             sns.despine(ax=ax)
             if row == 0:
                 rows += [panel.rows(source.table), _cost_rows(panel)]
-        _fits(axes[3 * row + 2], source, panels["image"], names["guidance"], summary)
+        if guided:
+            _fits(axes[columns * row + 2], source, panels["image"], names["guidance"], summary)
     more = [handle(_line(knob) | {"marker": ""}) for knob in dict.fromkeys(knobs)]
     star = {"marker": "*", "linestyle": "", "color": "#8C1D40", "markersize": 7, "label": "default decoding"}
     legend(figure, shown, 8, [*more, handle(star)])
@@ -312,9 +332,10 @@ def _fits(ax, source: Source, panel: Panel, names: dict[float, str], summary: st
 
 def _curves(source: Source) -> Drawn:
     """All right and variance over generations, a column a knob."""
-    lower = "(lower = less varied)"
+    lower, knobs = "(lower = less varied)", _knobs(source)
     first, second = [], []
-    for knob, (modality, *_) in AXES.items():
+    for knob in knobs:
+        modality = AXES[knob][0]
         arms = (*_arms(source, knob).values(), "real", "gen0")
         right = _right(modality, arms)
         title = knob.capitalize()
@@ -328,16 +349,17 @@ def _curves(source: Source) -> Drawn:
     about = (
         "Chains whose data are decoded differently, one knob a column; what is measured is decoded alike in all. "
         "Above: all right, below: variance (pictures: of nuisance factors within prompts; captions: sampled). Their "
-        "controls on generation 0's data of the same value are in the figure `budget`."
+        f"controls on generation 0's data of the same value are in the figure `budget`.{_rest(source)}"
     )
     note = textwrap.wrap(f"{about} {facts(source, panels)}", LETTERS)
-    figure, axes = sheet(len(panels), len(KNOBS), note, 1 + max([len(_values(source, k)) for k in KNOBS]), left=0.68)
-    shown, columns = set(), [set() for _ in KNOBS]
+    most = max(len(_values(source, knob)) for knob in knobs)
+    figure, axes = sheet(len(panels), len(knobs), note, 1 + most, left=0.68)
+    shown, columns = set(), [set() for _ in knobs]
     for k, (ax, panel) in enumerate(zip(axes, panels, strict=True)):
         arms = set(curves(ax, source.table, panel))
         common = {"real", "gen0", *REFERENCES}
         shown |= arms & common
-        columns[k % len(KNOBS)] |= arms - common
+        columns[k % len(knobs)] |= arms - common
     legend(figure, shown)
     for ax, arms in zip(axes, columns, strict=False):  # the values of a knob above its column
         handles = [handle(ARM_STYLE[arm] | {"linewidth": 1.3}) for arm in in_order(arms)]

@@ -64,9 +64,15 @@ def _largest(source: Source, modality: str) -> tuple[str, ...]:
     return (*sizes[most][:1], *(f"{kind}-{most}" for kind in POPULATIONS), "alone")
 
 
+def _there(source: Source, panels: list[Panel]) -> list[Panel]:
+    """Those of the modalities that were run; all if none was."""
+    run = set(source.table.modality[source.table.seed >= 0])
+    return [p for p in panels if p.modality in run] or panels
+
+
 def _panels(source: Source, arms=None) -> list[Panel]:
     pictures, captions = ((*(arms or _largest)(source, m), "gen0", "real") for m in ("image", "text"))
-    return right_and_varied(pictures, captions)
+    return _there(source, right_and_varied(pictures, captions))
 
 
 def _models(source: Source, modality: str, arm: str = "") -> list[str]:
@@ -122,7 +128,7 @@ def _by_model(source: Source) -> Drawn:
     )
     note = textwrap.wrap(f"{about} {facts(source, panels, False)}", LETTERS)
     count = max([len(_models(source, p.modality)) for p in panels] + [1])
-    figure, axes = sheet(2, 2, note, 1, cell=0.8 + 0.22 * (count + 1), left=1.15)
+    figure, axes = sheet(len(panels), 2, note, 1, cell=0.8 + 0.22 * (count + 1), left=1.15)
     shown = set()
     for ax, panel in zip(axes, panels, strict=True):
         ax.set_title("Generators" if panel.modality == "image" else "Captioners")
@@ -209,7 +215,7 @@ def _pool_variance(source: Source) -> Drawn:
         kept = [arm for arm in kept if "compute" not in arm]
         return tuple(name for arm in kept for name in (arm, f"{arm} as one"))
 
-    nuisance, variance = _panels(source, arms)[1], _panels(source, arms)[3]
+    nuisance, variance = right_and_varied(*((*arms(source, m), "gen0", "real") for m in ("image", "text")))[1::2]
     marginal = replace(nuisance, title="Variance of pictures", label=EMBEDDING + LOWER, metric="variance")
     tail = {"label": f"share of rare cells shown\n{BETTER}", "metric": "tail_coverage", "scale": "rate"}
     panels = [
@@ -219,6 +225,7 @@ def _pool_variance(source: Source) -> Drawn:
         variance,
         replace(variance, title="Tail coverage, captions", **tail),
     ]
+    panels = _there(source, panels)
     about = (
         "A population measured as one (hollow, thin), every sample by the next of its models in turn, and its "
         "members' own mean (filled, thick): as one it varies more because its models differ, which says nothing "
@@ -256,7 +263,7 @@ def _size(source: Source) -> Drawn:
         "frozen pool, alone with M times the steps, and seeds of one architecture; horizontal: controls."
     )
     note = textwrap.wrap(f"{about} {facts(source, panels)}", LETTERS)
-    figure, axes = sheet(len(panels), 4, note, 2)
+    figure, axes = sheet(len(panels), len(panels), note, 2)
     shown, line = set(), ARM_STYLE["pool-5"] | {"label": "pool of M (M = 1: alone)"}
     for ax, panel in zip(axes, panels, strict=True):
         ax.set_title(panel.title)
@@ -308,12 +315,12 @@ def _bar(ax, x: float, values: pd.Series, scale: str, arm: str):
 
 def _every_arm(source: Source) -> Drawn:
     """The supplement: every population."""
-    panels = right_and_varied(plain_arms(source, "image"), plain_arms(source, "text"))
+    panels = _there(source, right_and_varied(plain_arms(source, "image"), plain_arms(source, "text")))
     about = (
         "Every population: mean over its models, each measured by itself (pictures at guidance 1; captions greedy, "
         "their variance sampled). Letters: pools of other members."
     )
-    return every_arm(source, [panels[:2], panels[2:]], about)
+    return every_arm(source, [group for group in (panels[:2], panels[2:]) if group], about)
 
 
 # ---- pictures

@@ -141,8 +141,9 @@ def _lines(frame: pd.DataFrame, parts: tuple[str, ...]) -> list[Line]:
             many.setdefault(claim.split()[0], []).append(claim)
             continue
         verdict = str(whole.get(claim, "no verdict"))
-        lines.append(Line(texts.get(claim, ""), verdict, claim=claim))
         own = frame[(frame.claim == claim) & (frame.contrast != EVERY) & frame.part.isin(parts)]
+        short = verdict.partition(":")[0] if own.empty else verdict  # the reason stands below
+        lines.append(Line(texts.get(claim, ""), short, claim=claim))
         lines += [Line(_name(row), row.verdict, row) for row in own.itertuples()]
         if own.empty:
             lines.append(Line("no contrast", "not run", note=verdict))
