@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -254,3 +256,16 @@ def test_the_store_is_no_fuller_than_planned(smoke):
     kept = [f for item in items if not item.manifest.get("pruned") for f in item.folder.iterdir()]
     size = sum(f.stat().st_size for f in kept if f.name in ("weights.safetensors", "pairs.parquet"))
     assert 0.3 * store.work.peak < size <= 1.2 * store.work.peak
+
+
+def test_models_that_are_not_there_are_named():
+    said = plan({"01_variance": load_settings("smoke", "01_variance", generators="nonsense", roles="generator")})
+    assert "not ready: no " in said and "/nonsense: `make pretrain STAGES=...` makes those of the zoo" in said
+
+
+def test_who_has_read_enough_is_no_error():
+    """As `make plan | head -1`."""
+    words = [sys.executable, "-m", "mmcollapse", "plan", "--profile", "smoke", "--only", "01_variance"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait(60) == 141

@@ -308,7 +308,12 @@ def main(argv: list[str] | None = None) -> int:
         if signal.getsignal(name) == signal.SIG_DFL:  # under nohup it is to be ignored
             signal.signal(name, signal.default_int_handler)
     try:
-        return args.run(args) or 0
+        status = args.run(args) or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # who reads has enough, such as `head`; Python would flush once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except MMCollapseError as error:
         print(f"mmcollapse: {error}", file=sys.stderr)
         return 1

@@ -108,7 +108,8 @@ class Model:
 class Study:
     """What all chains of a run share. models: by name; zoo: their names by role, the first being the default; oracle: a
     reader of pictures, in a world of known truth; say: called with (chain, generation, stage) before each stage, for
-    progress; copied: arms whose errors another one copies; errors: how often, by (arm, seed, generation)."""
+    progress; copied: arms whose errors another one copies; errors: of
+    the sets of those arms (truth.caption_errors), by (arm, seed, generation)."""
 
     settings: Settings
     store: Store
@@ -119,7 +120,7 @@ class Study:
     oracle: object = None
     say: Callable[[str, int, str], None] = lambda chain, generation, stage: None
     copied: tuple[str, ...] = ()
-    errors: dict[tuple, dict[str, float]] = field(default_factory=dict)
+    errors: dict[tuple, dict[str, list[list[str]]]] = field(default_factory=dict)
 
     def recipe(self, role: str, times: int = 1, rate: float = 1.0) -> Recipe:
         """times: of the setting `steps`; rate: times the learning rate of the settings."""

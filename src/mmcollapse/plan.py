@@ -319,16 +319,19 @@ def _needs(settings: Mapping[str, Settings], store: Counting, rates: list[Rate],
     least = f"{'at least' if unknown else 'about'} {costs.rough(spent)} hours"
     beside = f"; {unknown} of {len(lines) - 1} kinds of work were never measured there" if unknown else ""
     lines += ["", f"{work.steps:,} optimiser steps; {least} on one {core}{beside} (data/rates.json)"]
-    most, nobody = 0, []
+    most, nobody, absent = 0, [], set()
     for name, s in settings.items():
         zoo = {role: tuple(listed(s, f"{role}s")) for role in ROLES}
         used = {zoo[role][0] for role in ROLES} | {m.model for p in arms_of(name, s) for m in p.members(zoo)}
         asked, unsized = costs.memory(s, sorted(used))
         most, nobody = max(most, asked), [*nobody, *unsized]
+        absent |= {str(s.model_folder(m)) for m in used if "/" not in m and not s.model_folder(m).is_dir()}
     unsized = f", without {', '.join(sorted(set(nobody)))}, whose size is not known" if nobody else ""
     lines.append(f"memory of models and training: {gigabytes(most)}{unsized}; activations, not measured, come on top")
     lines.append(f"store at its fullest, one experiment after the other: {gigabytes(work.peak)}")
     lines += dict.fromkeys(filter(None, (_planned(s, store)[1] for s in settings.values())))
+    if absent:
+        lines.append(f"not ready: no {', '.join(sorted(absent))}: `make pretrain STAGES=...` makes those of the zoo")
     try:
         check(needed(settings.values()))
     except MMCollapseError as error:

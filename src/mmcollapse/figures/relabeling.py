@@ -139,10 +139,13 @@ def _one_p(table: pd.DataFrame) -> pd.DataFrame:
 def _fidelity_diversity(source: Source) -> Drawn:
     """Late: what is right against what is varied, a point an arm."""
     panels = _panels()
+    closed = source.table.arm.str.endswith("-closed").any()
+    twins = (
+        "; anchored loops filled, closed ones hollow, joined to their anchored twin by a thin line" if closed else ""
+    )
     about = (
         "Fidelity against diversity, late, a point an arm, bars 95% t intervals over seeds: does freezing one side "
-        "save one and lose the other? Better is up and to the right; anchored loops filled, closed ones hollow, "
-        "joined to their anchored twin by a thin line. Dotted: real against real. "
+        f"save one and lose the other? Better is up and to the right{twins}. Dotted: real against real. "
         f"{said(source, 'late').capitalize()}."
     )
     note = textwrap.wrap(f"{about} {facts(source, list(panels.values()), False)}", LETTERS)
