@@ -542,7 +542,9 @@ COLUMNS = {"key": ["a", "b", "c", "d", "e"], "seed": [1, 2, 3, 4, 2**40], "weigh
 CAPTIONS = ["a red circle", "", 'größer, "quoted"\nand broken', "d", "ü" * 1000]
 
 
-def test_pairs_come_back_as_they_were(tmp_path):
+@pytest.mark.parametrize("threads", [1, 4])
+def test_pairs_come_back_as_they_were(tmp_path, monkeypatch, threads):
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
     digest = save_pairs(tmp_path, pictures(), CAPTIONS, COLUMNS)
     images, captions, columns = load_pairs(tmp_path)
     assert images.dtype == np.uint8 and (images == pictures()).all()

@@ -18,7 +18,7 @@ from mmcollapse.experiments import EXPERIMENTS
 from mmcollapse.loop import Study
 from mmcollapse.measure import GROUPS
 from mmcollapse.pairs import FILE, load_pairs
-from mmcollapse.protocol import ROLES, Protocol
+from mmcollapse.protocol import ROLES, Protocol, of_json
 from mmcollapse.settings import Settings, as_dict
 from mmcollapse.store import KINDS
 from mmcollapse.table import COLUMNS, is_student, read_table
@@ -70,7 +70,7 @@ def earlier(
         if why := _differs(record, table, settings, study, instruments):
             out.refused.append(f"{path}: not taken over, it has another {why}")
             continue
-        theirs = [_protocol(p) for p in record["protocols"]]
+        theirs = [of_json(p) for p in record["protocols"]]
         zoo = {role: tuple(map(str.strip, record["settings"][f"{role}s"].split(","))) for role in ROLES}
         narrower = record["settings"]["measure"] == "full" != settings.measure
         if record["settings"]["measure"] != settings.measure and not narrower:
@@ -148,15 +148,6 @@ def _differs(record: dict, table: pd.DataFrame, settings: Settings, study: Study
         return "claims file"
     same = {"alarms": 1} | record.get("semantics", {}) == semantics()
     return "" if same else "version of the code's meaning"
-
-
-def _protocol(told: dict) -> Protocol:
-    """From JSON, which knows no tuples."""
-
-    def tuples(value):
-        return tuple(map(tuples, value)) if isinstance(value, list) else value
-
-    return Protocol(**{name: tuples(value) for name, value in told.items()})
 
 
 def _same(one: Protocol, other: Protocol) -> bool:

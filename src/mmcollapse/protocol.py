@@ -231,3 +231,12 @@ def drifting(generation: int, what: tuple[str, ...], vocabulary: int, reference_
     }
     chosen = {("min_tokens" if k == "length" else k): v for k, v in values.items() if k in what}
     return CaptionDecoding(**{"temperature": 1.0, "max_tokens": max_tokens} | chosen)
+
+
+def of_json(told: dict) -> Protocol:
+    """A protocol as a provenance tells it, in JSON, which knows no tuples."""
+
+    def tuples(value):
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    return Protocol(**{name: tuples(value) for name, value in told.items()})

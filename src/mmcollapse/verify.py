@@ -32,7 +32,7 @@ from mmcollapse.earlier import semantics
 from mmcollapse.errors import MMCollapseError
 from mmcollapse.experiments import EXPERIMENTS, listed, seeds_of
 from mmcollapse.figures.house import selected
-from mmcollapse.protocol import MODALITY, ROLES, Member, Protocol
+from mmcollapse.protocol import MODALITY, ROLES, Member, Protocol, of_json
 from mmcollapse.settings import ROOT, Settings
 from mmcollapse.table import KEY, check_complete, is_member, is_student, read_table
 
@@ -605,13 +605,9 @@ def check_figures(results: Results):
 
 def protocols_of(record: dict) -> list[Protocol]:
     """The protocols that a provenance names. MMCollapseError: it is of an older version, which told them otherwise."""
-
-    def tuples(value):
-        return tuple(map(tuples, value)) if isinstance(value, list) else value
-
     known = {f.name for f in fields(Protocol)}
     try:
-        return [Protocol(**{k: tuples(v) for k, v in told.items() if k in known}) for told in record["protocols"]]
+        return [of_json({k: v for k, v in told.items() if k in known}) for told in record["protocols"]]
     except (MMCollapseError, KeyError, TypeError) as error:
         raise MMCollapseError(f"the provenance of {record.get('experiment')} is of another version: {error}") from error
 

@@ -201,15 +201,17 @@ def spectrum(images: np.ndarray, device="cpu") -> np.ndarray:
         raise MMCollapseError(f"spectrum of pictures {images.shape}: needs 4 pixels a side")
     window = torch.from_numpy(np.outer(np.hanning(height), np.hanning(width))).to(device)
     radius = np.hypot(np.fft.fftfreq(height)[:, None] * height, np.fft.fftfreq(width) * width).round().astype(int)
-    rings = np.stack([radius.ravel() == r for r in range(1, min(height, width) // 2 + 1)], 1)
-    rings = torch.from_numpy(rings / rings.sum(0)).to(device)  # (frequencies, radii): a mean over each ring
-    total = torch.zeros(rings.shape[1], dtype=torch.float64, device=device)
-    for start in range(0, len(images), 256):
-        grey = torch.from_numpy(np.ascontiguousarray(images[start : start + 256])).to(device).sum(3).double() / (
-            3 * 255
-        )
-        power = torch.fft.fft2((grey - grey.mean((1, 2), keepdim=True)) * window).abs().square()
-        total += (power.flatten(1) @ rings + 1e-10).log10().sum(0)
+    radius = torch.from_numpy(radius.ravel()).to(device)  # of each frequency
+    most = min(height, width) // 2
+    inside = torch.bincount(radius)[1 : most + 1]
+    total = torch.zeros(most, dtype=torch.float64, device=device)
+    rows = max(1, min(256, 2**24 // (height * width)))  # at once: transforms of photos are large
+    for start in range(0, len(images), rows):
+        grey = torch.from_numpy(np.ascontiguousarray(images[start : start + rows])).to(device)
+        grey = grey.sum(3).double() / (3 * 255)
+        power = torch.fft.fft2((grey - grey.mean((1, 2), keepdim=True)) * window).abs().square().flatten(1)
+        rings = power.new_zeros(len(power), int(radius.max()) + 1).index_add_(1, radius, power)
+        total += (rings[:, 1 : most + 1] / inside + 1e-10).log10().sum(0)
     return total.cpu().numpy() / len(images)
 
 
