@@ -87,11 +87,13 @@ def test_the_verdicts_are_those_of_the_shipped_page():
 def test_what_the_arms_show_is_what_the_shipped_tables_say():
     folder = ROOT / "data" / "results" / "study"
 
-    def late(experiment: str, arm: str, modality: str = "image", metric: str = "all_right", model: str = "") -> float:
+    def late(experiment: str, arm: str, modality="image", metric="all_right", model="", after=7) -> float:
         table = read_table(folder / f"{experiment}.parquet")
         measured = {"image": "guidance 1", "text": "greedy"}[modality]
         rows = table[(table.arm == arm) & (table.modality == modality) & (table.measurement == measured)]
-        rows = rows[(rows.metric == metric) & (rows.subset == "test") & is_member(rows.model) & (rows.generation > 7)]
+        rows = rows[
+            (rows.metric == metric) & (rows.subset == "test") & is_member(rows.model) & (rows.generation > after)
+        ]
         return rows[rows.model == (model or rows.model.iloc[0])].value.mean()
 
     def paragraph(name: str) -> str:
@@ -106,6 +108,9 @@ def test_what_the_arms_show_is_what_the_shipped_tables_say():
 
     steps = [late("02_decoding_budget", f"steps-{arm}") for arm in ("50", "2", "50-gen0", "2-gen0")]
     assert percentages("Decoding") == rounded(steps)
+    lost = [late("02_decoding_budget", f"steps-{k}-gen0", after=0) for k in (50, 2)]
+    lost = [value - late("02_decoding_budget", f"steps-{k}", after=0) for value, k in zip(lost, (50, 2), strict=True)]
+    assert f"({lost[0]:.2f} against {lost[1]:.2f}, mean over generations)" in paragraph("Decoding")
     models = [(arm, f"generator-{m}") for m in ("pixart", "sdxl") for arm in ("alone", "pool-4")]
     assert percentages("Diversity") == rounded(late("03_diversity", arm, model=model) for arm, model in models)
     labels = paragraph("Labels")
