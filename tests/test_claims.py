@@ -191,7 +191,7 @@ def curves(metrics, seeds=5, generations=4, modality="image", measurement="guida
     table = pd.DataFrame(rows, columns=["arm", "seed", "generation", "metric", "space", "value"])
     table = table.assign(
         experiment="01_variance",
-        model="",
+        model={"image": "generator", "text": "captioner"}[modality],
         claims="",
         modality=modality,
         measurement=measurement,

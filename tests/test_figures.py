@@ -297,7 +297,9 @@ def test_one_seed_is_drawn_twice_alike(name, one, tmp_path):
 
 
 def said_by(figure):
-    return " ".join(text.get_text() for ax in figure.axes for text in ax.texts).replace("\n", " ")
+    """In its panels and its caption."""
+    texts = [*(text for ax in figure.axes for text in ax.texts), *figure.texts]
+    return " ".join(text.get_text() for text in texts).replace("\n", " ")
 
 
 @pytest.mark.parametrize(

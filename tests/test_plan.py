@@ -181,9 +181,9 @@ def test_a_plan_needs_neither_photos_nor_models(nothing_fetched):
         and "CompVis/stable-diffusion-v1-4: denoise" in text
         and "WARNING" not in text
     )
-    assert re.search(
-        r"at least [\d.]+ hours on one NVIDIA H100 80GB HBM3; \d+ of \d+ kinds of work were never measured there", text
-    )
+    assert re.search(r"about [\d.]+ hours on one NVIDIA H100 80GB HBM3 \(data/rates.json\)", text)
+    text = plan(settings(names=["01_variance"], **PHOTOS | {"spaces": "clip,inception"}))
+    assert re.search(r"at least [\d.]+ hours on one NVIDIA H100 80GB HBM3; 1 of \d+ kinds of work were never mea", text)
 
 
 def test_a_plan_of_a_folder_counts_its_captions_and_opens_no_picture(tmp_path, nothing_fetched):
@@ -228,7 +228,7 @@ def test_the_hours_are_those_of_what_is_counted(nothing_fetched, monkeypatch):
 
     def hours(**changes):
         return float(
-            re.search(r"at least ([\d.]+) hours", plan(settings(**photos, prompts=500, measure_steps=50, **changes)))[1]
+            re.search(r"about ([\d.]+) hours", plan(settings(**photos, prompts=500, measure_steps=50, **changes)))[1]
         )
 
     one = hours()
