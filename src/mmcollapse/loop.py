@@ -108,8 +108,8 @@ class Model:
 class Study:
     """What all chains of a run share. models: by name; zoo: their names by role, the first being the default; oracle: a
     reader of pictures, in a world of known truth; say: called with (chain, generation, stage) before each stage, for
-    progress; copied: arms whose errors another one copies; errors: of
-    the sets of those arms (truth.caption_errors), by (arm, seed, generation)."""
+    progress; copied: arms whose errors another one copies; errors: of the sets of those arms
+    (truth.caption_errors), by (arm, seed, generation)."""
 
     settings: Settings
     store: Store
