@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 
 import synthetic
-from mmcollapse import alarms, earlier, experiment, verify
+from mmcollapse import alarms, experiment, verify
 from mmcollapse.experiments import ALARM, arms_of, gen0, recursive, switched
 from mmcollapse.figures import FIGURES, draw, open_source
 from mmcollapse.intervention import PER, late_of, say, summary
 from mmcollapse.loop import run_chain
-from mmcollapse.protocol import ROLES, Protocol
+from mmcollapse.protocol import ROLES, Protocol, of_json
 from mmcollapse.settings import load_settings
 from mmcollapse.table import to_table, write_table
 from test_experiments import ZOO, equal, marks, open_toys, real_of, run, short, state
@@ -179,9 +179,9 @@ def test_a_provenance_gives_the_arms_back():
     """Those with a switch, and those of an older version, which had none."""
     for p in arms_of(NAME, load_settings("study", NAME)):
         told = json.loads(json.dumps(vars(p), default=list))
-        assert earlier._protocol(told) == p == verify.protocols_of({"protocols": [told]})[0]
+        assert of_json(told) == p == verify.protocols_of({"protocols": [told]})[0]
     old = {k: v for k, v in vars(gen0("generator")).items() if k not in ("remedy", "switch")}
-    assert earlier._protocol(json.loads(json.dumps(old))) == gen0("generator")
+    assert of_json(json.loads(json.dumps(old))) == gen0("generator")
 
 
 # ---- what decides, and what is told of it
